@@ -1,0 +1,156 @@
+"""Where does every patch and token of a row sit? Index arrays for the device, computed on the host.
+
+NumPy only, so that the input pipeline can use it without loading a network. The vision tower works on dense windows
+[W, S] (S = 64 patches of one 112-px window, as 16 merged tokens of 4 patches): the host puts patches straight into
+their window slots, so window attention on the device is a reshape and not a gather. A slot that an edge window leaves
+empty has segment 0.
+
+Raster order below means the order in which the Hugging Face processor emits patches: frame, merged row, merged
+column, then the 2 x 2 patches of a merged token.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+
+class LayoutError(ValueError):
+    """Tokens, grids or budgets that do not fit together."""
+
+
+@dataclasses.dataclass(frozen=True)
+class VisionLayout:
+    """The window slots of one row's images and videos.
+
+    patch_slot:  [P] int32, raster patch -> slot in [0, W * S)
+    merged_slot: [M] int32, raster merged token -> merged slot in [0, W * S / merge^2)
+    segments:    [W, S] int32, 1 + running number of the frame that a slot belongs to; 0 for an empty slot
+    rotary_ids:  [W, S, 2] int32, row and column of a slot's patch inside its frame
+    """
+
+    patch_slot: np.ndarray
+    merged_slot: np.ndarray
+    segments: np.ndarray
+    rotary_ids: np.ndarray
+
+    def place(self, patches: np.ndarray) -> np.ndarray:
+        """Patches [P, C] in raster order -> [W, S, C] in window slots, empty slots zero."""
+        W, S = self.segments.shape
+        if len(patches) != len(self.patch_slot):
+            raise LayoutError(f"{len(patches)} patches for grids of {len(self.patch_slot)} patches")
+        placed = np.zeros((W * S, patches.shape[-1]), patches.dtype)
+        placed[self.patch_slot] = patches
+        return placed.reshape(W, S, -1)
+
+
+def window_count(grid: Sequence[int], merge: int = 2, window: int = 4) -> int:
+    """Windows that one image or video of `grid` (t, h, w in patches) takes; `window` is its side in merged tokens."""
+    t, h, w = (int(x) for x in grid)
+    return t * -(-h // merge // window) * -(-w // merge // window)
+
+
+def vision_layout(
+    grids: np.ndarray, *, merge: int = 2, window: int = 4, budget: int | None = None
+) -> VisionLayout:
+    """Lays the images and videos of one row out in windows.
+
+    grids: [n, 3], (t, h, w) in patches; window: side of a window in merged tokens; budget: W to pad to.
+    Raises LayoutError if a grid does not divide into merged tokens or the windows exceed the budget.
+    """
+    S = (window * merge) ** 2
+    patch_slots, merged_slots, frames, ids = [], [], [], []
+    windows = frame = 0
+    for grid in np.asarray(grids, np.int64).reshape(-1, 3):
+        t, h, w = (int(x) for x in grid)
+        if min(t, h, w) < 1 or h % merge or w % merge:
+            raise LayoutError(f"grid {(t, h, w)}: height and width must be positive multiples of {merge} patches")
+        across = -(-(w // merge) // window)
+        down = -(-(h // merge) // window)
+        f, r, c = np.meshgrid(np.arange(t), np.arange(h // merge), np.arange(w // merge), indexing="ij")
+        own_window = windows + (f * down + r // window) * across + c // window
+        slot = (own_window * window + r % window) * window + c % window              # [t, h/2, w/2] merged slots
+        inner_row, inner_col = np.divmod(np.arange(merge**2), merge)
+        merged_slots.append(slot.reshape(-1))
+        patch_slots.append((slot[..., None] * merge**2 + np.arange(merge**2)).reshape(-1))
+        ids.append(np.stack([r[..., None] * merge + inner_row, c[..., None] * merge + inner_col], -1).reshape(-1, 2))
+        frames.append(np.broadcast_to(frame + f[..., None] + 1, (*f.shape, merge**2)).reshape(-1))
+        windows += t * down * across
+        frame += t
+    W = windows if budget is None else budget
+    if windows > W:
+        raise LayoutError(f"the images take {windows} windows of {S} patches, the budget is {W}")
+    joined = lambda parts, width=(): np.concatenate(parts) if parts else np.zeros((0, *width), np.int64)  # noqa: E731
+    patch_slot = joined(patch_slots)
+    segments, rotary_ids = np.zeros(W * S, np.int32), np.zeros((W * S, 2), np.int32)
+    segments[patch_slot] = joined(frames)
+    rotary_ids[patch_slot] = joined(ids, (2,))
+    return VisionLayout(
+        patch_slot.astype(np.int32),
+        joined(merged_slots).astype(np.int32),
+        segments.reshape(W, S),
+        rotary_ids.reshape(W, S, 2),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class TemporalRule:
+    """How seconds become temporal positions; differs between versions of transformers and touches videos only.
+
+    whole_seconds: seconds per grid step are cut to an integer before the product, so that 0.5 gives no time at all
+    after_all_axes: text goes on after the largest position on any axis, not only after height and width
+    """
+
+    whole_seconds: bool
+    after_all_axes: bool
+
+
+# The stack that the papers pin (golden A5), and today's.
+TRANSFORMERS_4_54 = TemporalRule(whole_seconds=True, after_all_axes=True)
+TRANSFORMERS_5 = TemporalRule(whole_seconds=False, after_all_axes=False)
+
+
+def mrope_positions(
+    tokens: np.ndarray,
+    grids: np.ndarray,
+    *,
+    image_token_id: int,
+    video_token_id: int | None = None,
+    merge: int = 2,
+    tokens_per_second: float = 2,
+    seconds_per_grid: Sequence[float] = (),
+    rule: TemporalRule = TRANSFORMERS_4_54,
+) -> tuple[np.ndarray, int]:
+    """M-RoPE position ids of one unpadded sequence, and the position that the next token gets.
+
+    tokens: [T] with placeholders already repeated; grids: [n, 3] of images and videos in order of appearance;
+    seconds_per_grid: one number a video. Returns (int32 [3, T] for time, height, width, next position).
+    Latents are text: their positions go on by one. Raises LayoutError if placeholders and grids disagree.
+    """
+    tokens = np.asarray(tokens)
+    grids = np.asarray(grids, np.int64).reshape(-1, 3)
+    is_video = tokens == video_token_id if video_token_id is not None else np.zeros(tokens.shape, bool)
+    placeholder = (tokens == image_token_id) | is_video
+    seconds = iter(seconds_per_grid)
+    positions = np.zeros((3, len(tokens)), np.int64)
+    at = start = 0  # index of the next token, position that it gets
+    for t, h, w in grids:
+        first = at + int(np.argmax(placeholder[at:])) if placeholder[at:].any() else len(tokens)
+        count = int(t * h * w) // merge**2
+        if not placeholder[first : first + count].sum() == count:
+            raise LayoutError(f"grid {(int(t), int(h), int(w))} needs {count} placeholders from token {first} on")
+        positions[:, at:first] = start + np.arange(first - at)
+        start += first - at
+        interval = 1.0
+        if is_video[first]:
+            step = next(seconds, 1.0)
+            interval = tokens_per_second * (int(step) if rule.whole_seconds else step)
+        f, r, c = np.meshgrid(np.arange(t), np.arange(h // merge), np.arange(w // merge), indexing="ij")
+        block = np.stack([(f * interval).astype(np.int64), r, c]).reshape(3, -1)
+        positions[:, first : first + count] = start + block
+        start += 1 + int(block.max()) if rule.after_all_axes else int(max(h, w)) // merge
+        at = first + count
+    if placeholder[at:].any():
+        raise LayoutError(f"token {at + int(np.argmax(placeholder[at:]))} is a placeholder without a grid")
+    positions[:, at:] = start + np.arange(len(tokens) - at)
+    return positions.astype(np.int32), int(start + len(tokens) - at)
