@@ -1,0 +1,145 @@
+"""Which kernel computes this attention? The one door to attention kernels: xla | splash (TPU) | cudnn (GPU).
+
+Queries attend to one or more `Keys`: the tokens of the pass itself and, when decoding, cached ones. Scores over all
+of them share one softmax, so a cache that many rollouts have in common is read in place and never copied. Grouped
+queries share their key/value head inside the einsum.
+
+Shapes: q [B, T, N, H]; k, v [B, S, K, H] with N a multiple of K; the result is [B, T, N, H]. Scores and softmax are
+fp32 whatever the inputs are.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+
+IMPLEMENTATIONS = ("xla", "splash", "cudnn")
+
+
+class AttentionError(ValueError):
+    """A mask that the chosen kernel cannot express, or a kernel that this platform does not have."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Keys:
+    """Keys and values, and which query may see which of them.
+
+    k, v:     [B, S, K, H]
+    segment:  [B, S] int, a query sees keys of its own segment only; 0 is padding and is seen by padding alone
+    role:     [B, S] int or None, what a token is for; used with `Queries.blocked`
+    causal:   the keys are the queries' own tokens: token t sees s <= t
+    """
+
+    k: jax.Array
+    v: jax.Array
+    segment: jax.Array
+    role: jax.Array | None = None
+    causal: bool = dataclasses.field(default=False, metadata={"static": True})
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Queries:
+    """q [B, T, N, H], its segments [B, T] and, optionally, roles [B, T] with blocked [R, R] or [B, R, R] (bool).
+
+    blocked[r, s] forbids queries of role r to see keys of role s: attention routing and knock-outs are data.
+    """
+
+    q: jax.Array
+    segment: jax.Array
+    role: jax.Array | None = None
+    blocked: jax.Array | None = None
+
+
+def visible(queries: Queries, keys: Keys) -> jax.Array:
+    """[B, T, S] bool: may query t see key s?"""
+    mask = queries.segment[:, :, None] == keys.segment[:, None, :]                       # [B, T, S]
+    if keys.causal:
+        T, S = mask.shape[1:]
+        mask &= jnp.arange(T)[:, None] >= jnp.arange(S)[None, :]
+    if queries.blocked is not None:
+        blocked = jnp.broadcast_to(queries.blocked, (mask.shape[0], *queries.blocked.shape[-2:]))
+        rows = jnp.take_along_axis(blocked, queries.role[:, :, None], axis=1)            # [B, T, R]
+        mask &= ~jnp.take_along_axis(rows, jnp.broadcast_to(keys.role[:, None, :], mask.shape), axis=2)
+    return mask
+
+
+def attention(
+    queries: Queries, *keys: Keys, implementation: str = "xla", weights: bool = False
+) -> tuple[jax.Array, jax.Array | None]:
+    """Scaled dot-product attention over all of `keys`.
+
+    Returns ([B, T, N, H], attention weights [B, N, T, sum of S] if asked for, else None). `splash` and `cudnn` take
+    one `Keys` without roles; anything else raises AttentionError. A query that sees nothing returns zeros.
+    """
+    if implementation not in IMPLEMENTATIONS:
+        raise AttentionError(f"attention implementation {implementation!r}, expected one of {list(IMPLEMENTATIONS)}")
+    if implementation == "xla":
+        return _xla(queries, keys, weights)
+    if weights:
+        raise AttentionError(f"{implementation} attention does not return weights; use implementation='xla'")
+    if len(keys) != 1:
+        raise AttentionError(f"{implementation} attention takes the pass's own keys only, not a cache; use 'xla'")
+    if queries.blocked is not None:
+        raise AttentionError(f"{implementation} attention cannot express a mask by roles; use implementation='xla'")
+    kernel = {"splash": _splash, "cudnn": _cudnn}[implementation]
+    return kernel(queries, keys[0]), None
+
+
+def _xla(queries: Queries, keys: tuple[Keys, ...], weights: bool) -> tuple[jax.Array, jax.Array | None]:
+    B, T, N, H = queries.q.shape
+    K = keys[0].k.shape[2]
+    q = (queries.q * H**-0.5).reshape(B, T, K, N // K, H)
+    lowest = jnp.finfo(jnp.float32).min
+    masks = [visible(queries, part)[:, None, None] for part in keys]                     # [B, 1, 1, T, S]
+    scores = [
+        jnp.where(mask, jnp.einsum("BTKGH,BSKH->BKGTS", q, part.k, preferred_element_type=jnp.float32), lowest)
+        for mask, part in zip(masks, keys)
+    ]
+    top = functools.reduce(jnp.maximum, [s.max(-1, keepdims=True) for s in scores])
+    # The mask is applied once more after the exponential: a query that sees nothing gets zeros, not a mean.
+    unnormalised = [jnp.where(mask, jnp.exp(s - jax.lax.stop_gradient(top)), 0) for mask, s in zip(masks, scores)]
+    total = sum(u.sum(-1, keepdims=True) for u in unnormalised)
+    shares = [u / jnp.where(total == 0, 1, total) for u in unnormalised]
+    out = sum(
+        jnp.einsum("BKGTS,BSKH->BTKGH", share.astype(part.v.dtype), part.v) for share, part in zip(shares, keys)
+    )
+    taken = jnp.concatenate(shares, -1).reshape(B, N, T, -1) if weights else None
+    return out.reshape(B, T, N, H).astype(queries.q.dtype), taken
+
+
+def _splash(queries: Queries, keys: Keys, interpret: bool = False) -> jax.Array:
+    """Pallas splash attention; grouped queries stay grouped (one kernel over K heads with N / K queries each)."""
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+    B, T, N, H = queries.q.shape
+    S, K = keys.k.shape[1:3]
+    block = next((size for size in (512, 256, 128) if T % size == 0 and S % size == 0), None)
+    if block is None:
+        raise AttentionError(f"splash attention needs lengths that are multiples of 128, got {T} queries and {S} keys")
+    one = masks.CausalMask((T, S)) if keys.causal else masks.FullMask((T, S))
+    kernel = kernels.make_splash_mqa_single_device(
+        masks.MultiHeadMask([one] * (N // K)),
+        block_sizes=kernels.BlockSizes(
+            block_q=block, block_kv=block, block_kv_compute=block,
+            block_q_dkv=block, block_kv_dkv=block, block_kv_dkv_compute=block, use_fused_bwd_kernel=True,
+        ),
+        interpret=interpret,
+    )  # fmt: skip
+    q = (queries.q * H**-0.5).reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)         # [B, K, G, T, H]
+    k, v = (x.transpose(0, 2, 1, 3) for x in (keys.k, keys.v))                           # [B, K, S, H]
+    segments = kernels.SegmentIds(q=queries.segment, kv=keys.segment)                    # [B, T], [B, S]
+    over_heads = jax.vmap(kernel, in_axes=(0, 0, 0, None))
+    out = jax.vmap(over_heads)(q, k, v, segments)                                        # [B, K, G, T, H]
+    return out.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
+
+
+def _cudnn(queries: Queries, keys: Keys) -> jax.Array:
+    """cuDNN flash attention through jax.nn; segments travel as a boolean mask [B, 1, T, S]."""
+    if queries.q.dtype not in (jnp.bfloat16, jnp.float16):
+        raise AttentionError(f"cudnn attention takes bf16 or fp16, got {queries.q.dtype}; use implementation='xla'")
+    mask = visible(queries, keys)[:, None]
+    return jax.nn.dot_product_attention(queries.q, keys.k, keys.v, mask=mask, implementation="cudnn")

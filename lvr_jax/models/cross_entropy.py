@@ -1,0 +1,84 @@
+"""How is a loss over 152,000 words computed without ever holding [B, T, V] in fp32?
+
+Chunks of tokens: each chunk's fp32 logits live only while its loss and its gradient are computed. The forward pass
+already forms the gradient of every chunk (a weighted sum of losses is linear in the incoming scalar), so nothing is
+computed twice and nothing but [B, T, D] and [V, D] is kept.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+
+def token_losses(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """fp32 logits [..., V], labels [...] -> negative log-likelihood [...]."""
+    picked = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
+    return jax.nn.logsumexp(logits, axis=-1) - picked
+
+
+def _chunks(x: jax.Array, size: int) -> jax.Array:
+    """[B, T, ...] -> [T / size, B, size, ...], T padded with zeros."""
+    B, T = x.shape[:2]
+    x = jnp.pad(x, [(0, 0), (0, -T % size)] + [(0, 0)] * (x.ndim - 2))
+    return jnp.moveaxis(x.reshape(B, -1, size, *x.shape[2:]), 1, 0)
+
+
+def _unchunk(x: jax.Array, T: int) -> jax.Array:
+    x = jnp.moveaxis(x, 0, 1)
+    return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :T]
+
+
+def _chunk_loss(hidden, unembedding, labels, weights):
+    logits = jnp.einsum("BTD,VD->BTV", hidden, unembedding, preferred_element_type=jnp.float32)
+    losses = token_losses(logits, labels)
+    correct = (logits.argmax(-1) == labels) & (weights != 0)
+    return jnp.sum(losses * weights), (losses, correct)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def weighted_cross_entropy(
+    hidden: jax.Array, unembedding: jax.Array, labels: jax.Array, weights: jax.Array, chunk: int = 256
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    """Sum over tokens of weight * negative log-likelihood.
+
+    hidden [B, T, D], unembedding [V, D], labels [B, T] int, weights [B, T] fp32 (0 where there is nothing to predict;
+    any normalisation is the caller's); chunk: tokens of a row whose logits are held at once. Returns (fp32 scalar,
+    (losses [B, T] fp32, correct [B, T] bool)); only the scalar is differentiable, in hidden and unembedding.
+    """
+    return _forward(hidden, unembedding, labels, weights, chunk, gradient=False)[0]
+
+
+def _forward(hidden, unembedding, labels, weights, chunk, gradient):
+    T = hidden.shape[1]
+    kernel = unembedding.astype(hidden.dtype)
+
+    def step(total, part):
+        if not gradient:
+            loss, aux = _chunk_loss(part[0], kernel, *part[1:])
+            return (total[0] + loss, total[1]), (aux, None)
+        (loss, aux), (d_hidden, d_kernel) = jax.value_and_grad(_chunk_loss, argnums=(0, 1), has_aux=True)(
+            part[0], kernel, *part[1:]
+        )
+        return (total[0] + loss, total[1] + d_kernel.astype(jnp.float32)), (aux, d_hidden)
+
+    start = (jnp.float32(0), jnp.zeros(kernel.shape, jnp.float32) if gradient else None)
+    parts = tuple(_chunks(x, chunk) for x in (hidden, labels, weights))
+    (loss, d_kernel), ((losses, correct), d_hidden) = jax.lax.scan(step, start, parts)
+    out = loss, (_unchunk(losses, T), _unchunk(correct, T))
+    if not gradient:
+        return out, None
+    return out, (_unchunk(d_hidden, T), d_kernel.astype(unembedding.dtype))
+
+
+def _vjp_forward(hidden, unembedding, labels, weights, chunk):
+    return _forward(hidden, unembedding, labels, weights, chunk, gradient=True)
+
+
+def _vjp_backward(chunk, gradients, cotangents):
+    d_hidden, d_kernel = gradients
+    scale = cotangents[0]
+    return (d_hidden * scale).astype(d_hidden.dtype), (d_kernel * scale).astype(d_kernel.dtype), None, None
+
+
+weighted_cross_entropy.defvjp(_vjp_forward, _vjp_backward)

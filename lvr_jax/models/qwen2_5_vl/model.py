@@ -1,0 +1,98 @@
+"""What is Qwen2.5-VL as a whole? Tower and decoder joined by one gather, and the heads of latent-reasoning checkpoints.
+
+Four verbs: `encode` pixels, `embed` tokens, `decode` embeddings, and the decoder's `logits`.
+"""
+
+import dataclasses
+from collections.abc import Collection, Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from lvr_jax.models.qwen2_5_vl.config import Config
+from lvr_jax.models.qwen2_5_vl.layers import Compute, SwiGLU, ones, weight, zeros
+from lvr_jax.models.qwen2_5_vl.text import Cache, Decoder, Tokens
+from lvr_jax.models.qwen2_5_vl.vision import VisionTower
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Images:
+    """The images and videos of each row in window slots: patches [B, W, S, C], segment [B, W, S], rotary_ids [..., 2]."""
+
+    patches: jax.Array
+    segment: jax.Array
+    rotary_ids: jax.Array
+
+
+class SimpleHead(nnx.Module):
+    """LayerNorm, Linear, exact GELU, Linear: `lvr_head_type: simple`."""
+
+    def __init__(self, rngs: nnx.Rngs, width: int):
+        self.norm, self.norm_bias = ones(width), zeros(width)
+        self.inner, self.inner_bias = weight(rngs, width, width), zeros(width)
+        self.out, self.out_bias = weight(rngs, width, width), zeros(width)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x32 = x.astype(jnp.float32)
+        x32 = x32 - x32.mean(-1, keepdims=True)
+        x32 = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, -1, keepdims=True) + 1e-6)
+        y = (x32 * self.norm[...] + self.norm_bias[...]).astype(x.dtype)
+        y = jnp.einsum("...D,DE->...E", y, self.inner[...].astype(x.dtype)) + self.inner_bias[...].astype(x.dtype)
+        y = jax.nn.gelu(y, approximate=False)
+        return jnp.einsum("...D,DE->...E", y, self.out[...].astype(x.dtype)) + self.out_bias[...].astype(x.dtype)
+
+
+class Qwen2_5_VL(nnx.Module):
+    """Parameters live in `vision`, `text` and, for checkpoints that have them, `latent_head` and `latent_end`."""
+
+    def __init__(self, rngs: nnx.Rngs, config: Config):
+        self.config = config
+        self.vision = VisionTower(rngs, config.vision)
+        self.text = Decoder(rngs, config.text)
+        D = config.text.hidden
+        if config.latent_head == "simple":
+            self.latent_head = SimpleHead(rngs, D)
+        elif config.latent_head == "glu":
+            self.latent_head = SwiGLU(rngs, D, config.text.intermediate, bias=True)  # silu, as in the released code
+        if config.latent_end_embedding:
+            self.latent_end = zeros(D)
+
+    def encode(
+        self, images: Images, compute: Compute = Compute(), taps: Collection[str] = ()  # noqa: B008
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Merged vision tokens [B, M, D] in window order, and taps."""
+        return self.vision(images.patches, images.segment, images.rotary_ids, compute, taps)
+
+    def embed(self, tokens: jax.Array, vision_slot: jax.Array | None = None, merged: jax.Array | None = None):
+        """Token ids [B, T] -> embeddings [B, T, D]; where vision_slot >= 0, the merged token of that index instead.
+
+        Image placeholders and teacher-forced latents are the same gather.
+        """
+        x = jnp.take(self.text.embed[...], tokens, axis=0)                               # [B, T, D]
+        if merged is None:
+            return x
+        seen = jnp.take_along_axis(merged, jnp.maximum(vision_slot, 0)[..., None], axis=1)
+        return jnp.where((vision_slot >= 0)[..., None], seen.astype(x.dtype), x)
+
+    def decode(
+        self,
+        x: jax.Array,
+        tokens: Tokens,
+        *,
+        past: Sequence[Cache] = (),
+        compute: Compute = Compute(),  # noqa: B008
+        taps: Collection[str] = (),
+        keep_cache: bool = False,
+    ):
+        """See `Decoder.__call__`."""
+        return self.text(x, tokens, past=past, compute=compute, taps=taps, keep_cache=keep_cache)
+
+
+def abstract_model(config: Config, dtype=None) -> tuple[nnx.GraphDef, nnx.State]:
+    """The network's structure and the shapes of its parameters, without allocating any."""
+    graph, state = nnx.split(nnx.eval_shape(lambda: Qwen2_5_VL(nnx.Rngs(0), config)))
+    if dtype is not None:
+        state = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, dtype), state)
+    return graph, state

@@ -1,0 +1,36 @@
+"""How are positions turned into rotations? Tables for the vision tower (2-D) and the language model (M-RoPE), fp32.
+
+The tables stay fp32 whatever the compute type is: rounding the angles to bf16, as public ports do, shifts the
+attention logits of a 1,000-pixel image by up to 0.07 (reference/jax_practice, section 2.4).
+"""
+
+import jax
+import jax.numpy as jnp
+
+
+def vision_table(rotary_ids: jax.Array, head_width: int, theta: float = 1e4) -> tuple[jax.Array, jax.Array]:
+    """Row and column ids [..., 2] -> cos, sin [..., H]: H/4 frequencies for the row, then H/4 for the column, twice."""
+    frequencies = theta ** -(jnp.arange(0, head_width // 2, 2, dtype=jnp.float32) / (head_width // 2))    # [H/4]
+    angles = rotary_ids[..., None].astype(jnp.float32) * frequencies                                      # [..., 2, H/4]
+    angles = angles.reshape(*rotary_ids.shape[:-1], head_width // 2)
+    angles = jnp.concatenate([angles, angles], -1)
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def mrope_table(
+    positions: jax.Array, head_width: int, section: tuple[int, int, int], theta: float
+) -> tuple[jax.Array, jax.Array]:
+    """Positions [B, 3, T] -> cos, sin [B, T, H]; frequency i turns with the axis (time, height, width) of its section."""
+    frequencies = theta ** -(jnp.arange(0, head_width, 2, dtype=jnp.float32) / head_width)                # [H/2]
+    axis = jnp.repeat(jnp.arange(3), jnp.array(section), total_repeat_length=head_width // 2)
+    angles = jnp.moveaxis(positions, 1, -1)[..., axis].astype(jnp.float32) * frequencies                  # [B, T, H/2]
+    angles = jnp.concatenate([angles, angles], -1)
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(x: jax.Array, table: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Rotates the halves of x [..., N, H] by a table of [..., H], in fp32."""
+    cos, sin = (t[..., None, :] for t in table)
+    x32 = x.astype(jnp.float32)
+    left, right = jnp.split(x32, 2, axis=-1)
+    return (x32 * cos + jnp.concatenate([-right, left], -1) * sin).astype(x.dtype)

@@ -1,0 +1,145 @@
+"""How do embeddings become hidden states? The decoder: one block for prefill, teacher forcing and single steps.
+
+The cache is a value: a pass reads any number of earlier `Cache`s, which it never changes, and can return the keys and
+values of its own tokens. Prefilling is a pass with no past, a decoding step is a pass of one token; a prompt that many
+rollouts share is one `Cache` without the rollouts' axis under `vmap`.
+"""
+
+import dataclasses
+from collections.abc import Collection, Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from lvr_jax.models.attention import Keys, Queries, attention
+from lvr_jax.models.qwen2_5_vl.config import TextConfig
+from lvr_jax.models.qwen2_5_vl.layers import Compute, SwiGLU, ones, rms_norm, scan_blocks, stack, weight, zeros
+from lvr_jax.models.qwen2_5_vl.rope import mrope_table, rotate
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Cache:
+    """Keys and values of earlier tokens: k, v [L, B, S, K, H] (rotated), segment [B, S] (0 unused), role [B, S]."""
+
+    k: jax.Array
+    v: jax.Array
+    segment: jax.Array
+    role: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Tokens:
+    """What the decoder has to know of each token besides its embedding.
+
+    positions: [B, 3, T] M-RoPE ids
+    segment:   [B, T], 0 for padding; tokens see their own segment only, so packed examples do not meet
+    role:      [B, T] or None, with blocked [R, R] or [B, R, R]: attention routing (models.attention.Queries)
+    flow:      [B, T] bool or None: where False, nothing is back-propagated through this token's activations, neither
+               its residual stream nor its keys and values, at any layer
+    """
+
+    positions: jax.Array
+    segment: jax.Array
+    role: jax.Array | None = None
+    blocked: jax.Array | None = None
+    flow: jax.Array | None = None
+
+    def only_flow(self, x: jax.Array) -> jax.Array:
+        """x [B, T, ...] with the gradient stopped where `flow` is False."""
+        if self.flow is None:
+            return x
+        return jnp.where(self.flow.reshape(*self.flow.shape, *[1] * (x.ndim - 2)), x, jax.lax.stop_gradient(x))
+
+
+class DecoderBlock(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs, c: TextConfig):
+        D, N, K, H = c.hidden, c.heads, c.kv_heads, c.head_width
+        self.config = c
+        self.attention_norm = ones(D)
+        self.q, self.q_bias = weight(rngs, D, N, H), zeros(N, H)
+        self.k, self.k_bias = weight(rngs, D, K, H), zeros(K, H)
+        self.v, self.v_bias = weight(rngs, D, K, H), zeros(K, H)
+        self.out = weight(rngs, N, H, D)
+        self.mlp_norm = ones(D)
+        self.mlp = SwiGLU(rngs, D, c.intermediate, bias=False)
+
+    def project(self, x, kernel, bias):
+        return jnp.einsum("BTD,DNH->BTNH", x, kernel[...].astype(x.dtype)) + bias[...].astype(x.dtype)
+
+    def __call__(self, x, tokens: Tokens, table, past: Sequence[Keys], compute: Compute, taps: Collection[str]):
+        """x [B, T, D] -> (x, own keys [B, T, K, H], own values, taps)."""
+        eps = self.config.norm_eps
+        x = tokens.only_flow(x)
+        y = rms_norm(x, self.attention_norm, eps)
+        q = rotate(self.project(y, self.q, self.q_bias), table)                          # [B, T, N, H]
+        k = tokens.only_flow(rotate(self.project(y, self.k, self.k_bias), table))        # [B, T, K, H]
+        v = tokens.only_flow(self.project(y, self.v, self.v_bias))
+        queries = Queries(q, tokens.segment, tokens.role, tokens.blocked)
+        own = Keys(k, v, tokens.segment, tokens.role, causal=True)
+        wanted = "attention" in taps
+        y, weights = attention(
+            queries, *past, own, implementation="xla" if past else compute.attention, weights=wanted
+        )
+        x = x + jnp.einsum("BTNH,NHD->BTD", y, self.out[...].astype(x.dtype))
+        x = x + self.mlp(rms_norm(x, self.mlp_norm, eps))
+        out = {"attention": weights} if wanted else {}
+        if "states" in taps:
+            out["states"] = x
+        return x, k, v, out
+
+
+class Decoder(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs, c: TextConfig):
+        self.config = c
+        self.embed = weight(rngs, c.vocab, c.hidden)
+        self.blocks = stack(lambda rngs: DecoderBlock(rngs, c), c.layers, rngs)
+        self.norm = ones(c.hidden)
+        if not c.tied:
+            self.head = weight(rngs, c.vocab, c.hidden)
+
+    @property
+    def unembedding(self) -> jax.Array:
+        """[V, D]"""
+        return (self.embed if self.config.tied else self.head)[...]
+
+    def __call__(
+        self,
+        x: jax.Array,
+        tokens: Tokens,
+        *,
+        past: Sequence[Cache] = (),
+        compute: Compute = Compute(),  # noqa: B008
+        taps: Collection[str] = (),
+        keep_cache: bool = False,
+    ) -> tuple[jax.Array, Cache | None, dict[str, jax.Array]]:
+        """Embeddings [B, T, D] -> (hidden states after the final norm [B, T, D], own cache if kept, taps).
+
+        Taps: `states` [1 + L, B, T, D], the embeddings and every block's output before the final norm; `attention`
+        [L, B, N, T, past + T], weights.
+        """
+        c = self.config
+        x = x.astype(compute.dtype)
+        table = mrope_table(tokens.positions, c.head_width, c.mrope_section, c.rope_theta)
+        embedded = x
+
+        def step(block, x, layer):
+            keys = [Keys(k, v, cache.segment, cache.role) for (k, v), cache in zip(layer, past)]
+            x, k, v, out = block(x, tokens, table, keys, compute, taps)
+            return x, ((k, v) if keep_cache else None, out)
+
+        layers = [(cache.k.astype(compute.dtype), cache.v.astype(compute.dtype)) for cache in past]
+        x, (own, out) = scan_blocks(self.blocks, step, x, layers, compute.remat)
+        if "states" in taps:
+            out["states"] = jnp.concatenate([embedded[None], out["states"]])
+        hidden = rms_norm(tokens.only_flow(x), self.norm, c.norm_eps)
+        role = tokens.role if tokens.role is not None else jnp.zeros_like(tokens.segment)
+        return hidden, Cache(*own, tokens.segment, role) if keep_cache else None, out
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """[..., D] -> fp32 [..., V]. For decoding; training goes through models.cross_entropy."""
+        return jnp.einsum(
+            "...D,VD->...V", hidden, self.unembedding.astype(hidden.dtype), preferred_element_type=jnp.float32
+        )
