@@ -13,7 +13,7 @@ import os
 import numpy as np
 
 Box = tuple[float, float, float, float]
-ImageSource = str | os.PathLike | np.ndarray     # a local or gs:// path, or uint8 [H, W, 3]
+ImageSource = str | os.PathLike | bytes | np.ndarray     # a local or gs:// path, an encoded file, uint8 [H, W, 3]
 
 # Example.role: what a token is to attention routing and to the losses.
 ROLE_TEXT = 0        # system turn, question, every other prompt token
