@@ -5,6 +5,7 @@ Four verbs: `encode` pixels, `embed` tokens, `decode` embeddings, and the decode
 
 import dataclasses
 from collections.abc import Collection, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,7 @@ from lvr_jax.models.qwen2_5_vl.vision import VisionTower
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Images:
-    """The images and videos of each row in window slots: patches [B, W, S, C], segment [B, W, S], rotary_ids [..., 2]."""
+    """Images and videos of each row in window slots: patches [B, W, S, C], segment [B, W, S], rotary_ids [B, W, S, 2]."""
 
     patches: jax.Array
     segment: jax.Array
@@ -90,9 +91,11 @@ class Qwen2_5_VL(nnx.Module):
         return self.text(x, tokens, past=past, compute=compute, taps=taps, keep_cache=keep_cache)
 
 
-def abstract_model(config: Config, dtype=None) -> tuple[nnx.GraphDef, nnx.State]:
-    """The network's structure and the shapes of its parameters, without allocating any."""
+def abstract_model(config: Config, dtype: Any = jnp.float32) -> tuple[nnx.GraphDef, dict]:
+    """The network's structure, and its parameters as a nested dict of ShapeDtypeStructs; nothing is allocated.
+
+    The dict, filled with arrays, is what checkpoints hold and jitted functions take: `nnx.merge(graph, params)` is
+    the network.
+    """
     graph, state = nnx.split(nnx.eval_shape(lambda: Qwen2_5_VL(nnx.Rngs(0), config)))
-    if dtype is not None:
-        state = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, dtype), state)
-    return graph, state
+    return graph, jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, dtype), nnx.to_pure_dict(state))

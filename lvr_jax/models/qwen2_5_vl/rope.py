@@ -9,9 +9,9 @@ import jax.numpy as jnp
 
 
 def vision_table(rotary_ids: jax.Array, head_width: int, theta: float = 1e4) -> tuple[jax.Array, jax.Array]:
-    """Row and column ids [..., 2] -> cos, sin [..., H]: H/4 frequencies for the row, then H/4 for the column, twice."""
-    frequencies = theta ** -(jnp.arange(0, head_width // 2, 2, dtype=jnp.float32) / (head_width // 2))    # [H/4]
-    angles = rotary_ids[..., None].astype(jnp.float32) * frequencies                                      # [..., 2, H/4]
+    """Row and column ids [..., 2] -> cos, sin [..., H]: H/4 row frequencies, H/4 column frequencies, and both again."""
+    frequencies = theta ** -(jnp.arange(0, head_width // 2, 2, dtype=jnp.float32) / (head_width // 2))  # [H/4]
+    angles = rotary_ids[..., None].astype(jnp.float32) * frequencies  # [..., 2, H/4]
     angles = angles.reshape(*rotary_ids.shape[:-1], head_width // 2)
     angles = jnp.concatenate([angles, angles], -1)
     return jnp.cos(angles), jnp.sin(angles)
@@ -20,10 +20,10 @@ def vision_table(rotary_ids: jax.Array, head_width: int, theta: float = 1e4) -> 
 def mrope_table(
     positions: jax.Array, head_width: int, section: tuple[int, int, int], theta: float
 ) -> tuple[jax.Array, jax.Array]:
-    """Positions [B, 3, T] -> cos, sin [B, T, H]; frequency i turns with the axis (time, height, width) of its section."""
-    frequencies = theta ** -(jnp.arange(0, head_width, 2, dtype=jnp.float32) / head_width)                # [H/2]
+    """Positions [B, 3, T] -> cos, sin [B, T, H]; a frequency turns with the axis (time, height, width) of its section."""
+    frequencies = theta ** -(jnp.arange(0, head_width, 2, dtype=jnp.float32) / head_width)  # [H/2]
     axis = jnp.repeat(jnp.arange(3), jnp.array(section), total_repeat_length=head_width // 2)
-    angles = jnp.moveaxis(positions, 1, -1)[..., axis].astype(jnp.float32) * frequencies                  # [B, T, H/2]
+    angles = jnp.moveaxis(positions, 1, -1)[..., axis].astype(jnp.float32) * frequencies  # [B, T, H/2]
     angles = jnp.concatenate([angles, angles], -1)
     return jnp.cos(angles), jnp.sin(angles)
 
