@@ -161,7 +161,7 @@ class _Reader:
         head_width = fields.get("head_dim") or hidden // heads
         if len(section) != 3 or sum(section) * 2 != head_width:
             raise ConfigError(
-                f"{self.source}: mrope_section is {list(section)}, expected three numbers with the sum {head_width // 2}"
+                f"{self.source}: mrope_section is {list(section)}, expected three that add up to {head_width // 2}"
             )
         if heads % need("num_key_value_heads"):
             raise ConfigError(f"{self.source}: num_attention_heads {heads} is not a multiple of num_key_value_heads")

@@ -20,7 +20,7 @@ from lvr_jax.models.qwen2_5_vl.vision import VisionTower
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Images:
-    """Images and videos of each row in window slots: patches [B, W, S, C], segment [B, W, S], rotary_ids [B, W, S, 2]."""
+    """Images and videos of each row in windows: patches [B, W, S, C], segment [B, W, S], rotary_ids [B, W, S, 2]."""
 
     patches: jax.Array
     segment: jax.Array

@@ -20,7 +20,7 @@ def vision_table(rotary_ids: jax.Array, head_width: int, theta: float = 1e4) -> 
 def mrope_table(
     positions: jax.Array, head_width: int, section: tuple[int, int, int], theta: float
 ) -> tuple[jax.Array, jax.Array]:
-    """Positions [B, 3, T] -> cos, sin [B, T, H]; a frequency turns with the axis (time, height, width) of its section."""
+    """Positions [B, 3, T] -> cos, sin [B, T, H]; a frequency turns with its section's axis (time, height, width)."""
     frequencies = theta ** -(jnp.arange(0, head_width, 2, dtype=jnp.float32) / head_width)  # [H/2]
     axis = jnp.repeat(jnp.arange(3), jnp.array(section), total_repeat_length=head_width // 2)
     angles = jnp.moveaxis(positions, 1, -1)[..., axis].astype(jnp.float32) * frequencies  # [B, T, H/2]
