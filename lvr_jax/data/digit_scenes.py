@@ -22,17 +22,8 @@ from PIL import Image
 
 from lvr_jax.data.options import LETTERS, with_options
 from lvr_jax.data.sample import Box, Sample
+from lvr_jax.data.scene_colours import COLOURS
 
-COLOURS: dict[str, tuple[int, int, int]] = {
-    "red": (235, 40, 40),
-    "orange": (255, 140, 20),
-    "yellow": (250, 235, 60),
-    "green": (40, 205, 70),
-    "cyan": (60, 225, 230),
-    "blue": (70, 105, 255),
-    "purple": (190, 70, 235),
-    "white": (245, 245, 245),
-}
 COLOUR_NAMES = tuple(COLOURS)
 PALETTE = np.array(list(COLOURS.values()), np.uint16)                  # [8, 3]
 SPLITS = ("train", "test")
