@@ -1,0 +1,208 @@
+"""What is done to a latent before it is fed? A condition is data: one affine map, so a sweep is an axis, not a loop.
+
+    z' = keep * z + mix * source[item, stage, step] + sigma * scale * eps        eps ~ N(0, I)
+
+where `scale` is 1 (absolute), |z| / |eps| (relative: sigma is the share of the latent's norm) or the spread of the
+data set, dimension by dimension. Every corruption of the literature is a choice of these numbers, of the steps that
+they touch, of the budget, and of who may attend to whom (`reference_implementations.md`, section 8.3).
+
+Sources are whole latent blocks, [B, G, Z, D]: of a donor, of the item's own clean pass (permuted, first repeated), of
+the data set's mean, of the box that holds the answer, of another box. A bank [n, B, G, Z, D] holds them once; a
+condition names one by index.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# How the noise is scaled.
+ABSOLUTE, RELATIVE, SPREAD = 0, 1, 2
+
+# Roles of tokens for attention knock-outs; the first four are those of the input pipeline.
+TEXT, IMAGE, LATENT, ANSWER = range(4)
+ROLES = 4
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Condition:
+    """One condition (scalars), or C of them stacked (a leading C axis on every field).
+
+    keep, mix, sigma: fp32; noise: ABSOLUTE | RELATIVE | SPREAD; source: index into the bank
+    steps:   [Z] bool, which latents of a block are touched
+    budget:  [G] int32, latents a block of each stage; -1 keeps the plan's
+    opens:   [G] bool, whether the stage's marker opens a block at all
+    banned:  [G] bool, the stage's start marker is never picked (format without markers)
+    close:   bool, a block that closes is followed by its end marker even if the system does not force one
+    blocked: [R, R] bool, queries of role r do not see keys of role s
+    seed_as: int32, the number that enters the noise key; equal numbers give equal noise
+    """
+
+    keep: jax.Array
+    mix: jax.Array
+    sigma: jax.Array
+    noise: jax.Array
+    source: jax.Array
+    steps: jax.Array
+    budget: jax.Array
+    opens: jax.Array
+    banned: jax.Array
+    close: jax.Array
+    blocked: jax.Array
+    seed_as: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Named:
+    """A condition as a person writes it: a name and the fields that differ from `clean`.
+
+    `source` names a block of latents that `bank` must provide; `blocked` lists (query role, key role) pairs; `steps`
+    lists the latents that are touched (all if None); `budget` is latents a block for every stage.
+    """
+
+    name: str
+    keep: float = 1.0
+    mix: float = 0.0
+    sigma: float = 0.0
+    noise: int = ABSOLUTE
+    source: str | None = None
+    steps: tuple[int, ...] | None = None
+    budget: int | None = None
+    opens: bool = True
+    banned: bool = False
+    close: bool = False
+    blocked: tuple[tuple[int, int], ...] = ()
+
+
+def clean() -> Named:
+    return Named("clean")
+
+
+def zero() -> Named:
+    """The paper's "truncate": zero vectors are fed, the steps stay."""
+    return Named("zero", keep=0.0)
+
+
+def absolute_noise(sigma: float) -> Named:
+    """The paper's noise: sigma standard normal per dimension, in raw activation units."""
+    return Named(f"noise_{sigma:g}", sigma=sigma)
+
+
+def relative_noise(alpha: float) -> Named:
+    """Noise of alpha times the latent's own norm."""
+    return Named(f"relative_noise_{alpha:g}", sigma=alpha, noise=RELATIVE)
+
+
+def norm_matched_noise() -> Named:
+    """A random direction with the latent's norm."""
+    return Named("norm_matched", keep=0.0, sigma=1.0, noise=RELATIVE)
+
+
+def matched_noise(source: str = "mean") -> Named:
+    """A draw from the data set's diagonal Gaussian: its mean plus its spread times noise."""
+    return Named("distribution_matched", keep=0.0, mix=1.0, sigma=1.0, noise=SPREAD, source=source)
+
+
+def replaced(source: str) -> Named:
+    """Every latent replaced by the block `source` of the bank: a donor's, permuted, an oracle's, the mean, ..."""
+    return Named(source, keep=0.0, mix=1.0, source=source)
+
+
+def only(condition: Named, *steps: int) -> Named:
+    """`condition` on some latents alone, the others clean."""
+    return dataclasses.replace(condition, name=f"{condition.name}@{','.join(map(str, steps))}", steps=steps)
+
+
+def budget(latents: int) -> Named:
+    return Named(f"budget_{latents}", budget=latents)
+
+
+def markers_only() -> Named:
+    """Start marker, then at once the end marker: no latent at all ("skip")."""
+    return Named("markers_only", budget=0, close=True)
+
+
+def format_only() -> Named:
+    """No markers either: the start marker is never picked."""
+    return Named("format_only", banned=True, opens=False)
+
+
+def knock_out(query: int, key: int, name: str) -> Named:
+    """Queries of one role do not see keys of another."""
+    return Named(name, blocked=((query, key),))
+
+
+def answer_blind_to_latents() -> Named:
+    return knock_out(ANSWER, LATENT, "answer_blind_to_latents")
+
+
+def latents_blind_to_image() -> Named:
+    return knock_out(LATENT, IMAGE, "latents_blind_to_image")
+
+
+def answer_blind_to_image() -> Named:
+    return knock_out(ANSWER, IMAGE, "answer_blind_to_image")
+
+
+def stack(conditions: Sequence[Named], sources: Sequence[str], stages: int, latents: int) -> Condition:
+    """Named conditions -> one `Condition` with a leading C axis. `latents` is Z, the longest block.
+
+    The noise key of a condition is its name, so that adding or reordering conditions changes no result. Raises
+    KeyError if a condition names a source that is not in `sources`.
+    """
+    rows = []
+    for c in conditions:
+        if c.source is not None and c.source not in sources:
+            raise KeyError(f"condition {c.name!r} needs the source {c.source!r}, the bank has {list(sources)}")
+        blocked = np.zeros((ROLES, ROLES), bool)
+        for query, key in c.blocked:
+            blocked[query, key] = True
+        steps = np.ones(latents, bool) if c.steps is None else np.isin(np.arange(latents), c.steps)
+        rows.append(
+            Condition(
+                keep=np.float32(c.keep), mix=np.float32(c.mix), sigma=np.float32(c.sigma), noise=np.int32(c.noise),
+                source=np.int32(0 if c.source is None else sources.index(c.source)), steps=steps,
+                budget=np.full(stages, -1 if c.budget is None else c.budget, np.int32),
+                opens=np.full(stages, c.opens), banned=np.full(stages, c.banned), close=np.bool_(c.close),
+                blocked=blocked, seed_as=np.int32(name_number(c.name)),
+            )
+        )  # fmt: skip
+    return jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)), *rows)
+
+
+def name_number(name: str) -> int:
+    """A stable 31-bit number of a name (FNV-1a): Python's own hash changes from process to process."""
+    number = 0x811C9DC5
+    for byte in name.encode():
+        number = (number ^ byte) * 0x01000193 % 2**32
+    return number >> 1
+
+
+def noise_key(seed: jax.Array, item: jax.Array, condition: jax.Array, block: jax.Array, step: jax.Array) -> jax.Array:
+    """The key of one latent's noise: nothing but what the latent is, so batching, order and sharding do not enter."""
+    key = jax.random.key(seed)
+    for part in (item, condition, block, step):
+        key = jax.random.fold_in(key, part)
+    return key
+
+
+def apply(
+    condition: Condition,
+    z: jax.Array,
+    source: jax.Array,
+    spread: jax.Array,
+    key: jax.Array,
+    step: jax.Array,
+) -> jax.Array:
+    """The vector that is fed instead of z [D] at `step` of its block: one item, one condition. source, spread: [D]."""
+    z32 = z.astype(jnp.float32)
+    eps = jax.random.normal(key, z.shape, jnp.float32)
+    norm = jnp.linalg.norm
+    scale = jnp.stack(
+        [jnp.ones_like(z32), jnp.broadcast_to(norm(z32) / norm(eps), z.shape), spread.astype(jnp.float32)]
+    )[condition.noise]
+    fed = condition.keep * z32 + condition.mix * source.astype(jnp.float32) + condition.sigma * scale * eps
+    return jnp.where(condition.steps[step], fed.astype(z.dtype), z)
