@@ -5,7 +5,7 @@ of them share one softmax, so a cache that many rollouts have in common is read 
 queries share their key/value head inside the einsum.
 
 Shapes: q [B, T, N, H]; k, v [B, S, K, H] with N a multiple of K; the result is [B, T, N, H]. Scores and softmax are
-fp32 whatever the inputs are.
+fp32 (fp64 for fp64 inputs), and never larger than MAX_SCORES: longer passes go block by block of queries.
 """
 
 import dataclasses
@@ -14,7 +14,14 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from lvr_jax.models.precision import wide
+
 IMPLEMENTATIONS = ("xla", "splash", "cudnn")
+
+# Scores held at once, 1 GiB in fp32. One image of 20,480 patches and 16 heads would need 26 GB of them.
+MAX_SCORES = 2**28
+# ... but a block is never so small that it starves the matrix unit.
+MIN_QUERIES = 256
 
 
 class AttentionError(ValueError):
@@ -53,12 +60,12 @@ class Queries:
     blocked: jax.Array | None = None
 
 
-def visible(queries: Queries, keys: Keys) -> jax.Array:
-    """[B, T, S] bool: may query t see key s?"""
+def visible(queries: Queries, keys: Keys, first: jax.Array | int = 0) -> jax.Array:
+    """[B, T, S] bool: may query t see key s? `first` is the place of query 0 among causal keys."""
     mask = queries.segment[:, :, None] == keys.segment[:, None, :]                       # [B, T, S]
     if keys.causal:
         T, S = mask.shape[1:]
-        mask &= jnp.arange(T)[:, None] >= jnp.arange(S)[None, :]
+        mask &= first + jnp.arange(T)[:, None] >= jnp.arange(S)[None, :]
     if queries.blocked is not None:
         blocked = jnp.broadcast_to(queries.blocked, (mask.shape[0], *queries.blocked.shape[-2:]))
         rows = jnp.take_along_axis(blocked, queries.role[:, :, None], axis=1)            # [B, T, R]
@@ -90,12 +97,35 @@ def attention(
 
 def _xla(queries: Queries, keys: tuple[Keys, ...], weights: bool) -> tuple[jax.Array, jax.Array | None]:
     B, T, N, H = queries.q.shape
+    blocks = -(-B * N * T * sum(part.k.shape[1] for part in keys) // MAX_SCORES)
+    size = max(-(-T // blocks), MIN_QUERIES)
+    if weights or size >= T:
+        return _softmax_attention(queries, keys, weights)
+
+    def block(_, part):
+        first, (q, segment, role) = part
+        here = dataclasses.replace(queries, q=q, segment=segment, role=role)
+        return None, _softmax_attention(here, keys, False, first)[0]
+
+    def split(x):  # [B, T, ...] -> [T / size, B, size, ...]; what pads the last block is cut off again
+        x = jnp.pad(x, [(0, 0), (0, -T % size)] + [(0, 0)] * (x.ndim - 2))
+        return jnp.moveaxis(x.reshape(B, -1, size, *x.shape[2:]), 1, 0)
+
+    parts = jax.tree.map(split, (queries.q, queries.segment, queries.role))
+    # The backward pass computes a block's scores again instead of keeping all of them.
+    _, out = jax.lax.scan(jax.checkpoint(block), None, (size * jnp.arange(len(parts[0])), parts))
+    return jnp.moveaxis(out, 0, 1).reshape(B, -1, N, H)[:, :T], None
+
+
+def _softmax_attention(queries: Queries, keys: tuple[Keys, ...], weights: bool, first: jax.Array | int = 0):
+    B, T, N, H = queries.q.shape
     K = keys[0].k.shape[2]
     q = (queries.q * H**-0.5).reshape(B, T, K, N // K, H)
-    lowest = jnp.finfo(jnp.float32).min
-    masks = [visible(queries, part)[:, None, None] for part in keys]                     # [B, 1, 1, T, S]
+    score_type = wide(q.dtype)
+    lowest = jnp.finfo(score_type).min
+    masks = [visible(queries, part, first)[:, None, None] for part in keys]              # [B, 1, 1, T, S]
     scores = [
-        jnp.where(mask, jnp.einsum("BTKGH,BSKH->BKGTS", q, part.k, preferred_element_type=jnp.float32), lowest)
+        jnp.where(mask, jnp.einsum("BTKGH,BSKH->BKGTS", q, part.k, preferred_element_type=score_type), lowest)
         for mask, part in zip(masks, keys)
     ]
     top = functools.reduce(jnp.maximum, [s.max(-1, keepdims=True) for s in scores])

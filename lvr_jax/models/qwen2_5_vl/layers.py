@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from lvr_jax.models.precision import wide
+
 # What the backward pass may keep of a block; the rest is computed again.
 REMAT = {
     "none": None,                                                                # keep everything
@@ -20,7 +22,7 @@ REMAT = {
 class Compute:
     """How to run the network, apart from what it is: static under jit.
 
-    dtype:     type of activations; norms, RoPE, softmax and logits are fp32 regardless
+    dtype:     type of activations; norms, RoPE, softmax and logits are fp32 or wider
     attention: kernel of full attention over the tokens of a pass (models.attention.IMPLEMENTATIONS)
     remat:     key of REMAT
     """
@@ -44,10 +46,10 @@ def zeros(*shape: int) -> nnx.Param:
 
 
 def rms_norm(x: jax.Array, scale: nnx.Param, eps: float = 1e-6) -> jax.Array:
-    """Root-mean-square norm over the last axis, computed in fp32, scaled in x's type (as the reference does)."""
-    x32 = x.astype(jnp.float32)
-    x32 = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, -1, keepdims=True) + eps)
-    return x32.astype(x.dtype) * scale[...].astype(x.dtype)
+    """Root-mean-square norm over the last axis, in fp32 or wider, scaled in x's type (as the reference does)."""
+    y = x.astype(wide(x.dtype))
+    y = y * jax.lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + eps)
+    return y.astype(x.dtype) * scale[...].astype(x.dtype)
 
 
 class SwiGLU(nnx.Module):
@@ -71,7 +73,7 @@ class SwiGLU(nnx.Module):
 
 def stack(make: Callable[[nnx.Rngs], nnx.Module], layers: int, rngs: nnx.Rngs) -> nnx.Module:
     """`layers` blocks as one module whose parameters have a leading L axis."""
-    return nnx.vmap(make, in_axes=0, out_axes=0)(rngs.fork(split=layers))
+    return nnx.vmap(make, in_axes=0, out_axes=0)(rngs.split(layers))
 
 
 def scan_blocks(blocks: nnx.Module, step: Callable, x: jax.Array, per_layer: Any, remat: str) -> tuple[jax.Array, Any]:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from lvr_jax.models.precision import wide
 from lvr_jax.models.qwen2_5_vl.config import Config
 from lvr_jax.models.qwen2_5_vl.layers import Compute, SwiGLU, ones, weight, zeros
 from lvr_jax.models.qwen2_5_vl.text import Cache, Decoder, Tokens
@@ -36,10 +37,10 @@ class SimpleHead(nnx.Module):
         self.out, self.out_bias = weight(rngs, width, width), zeros(width)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        x32 = x.astype(jnp.float32)
-        x32 = x32 - x32.mean(-1, keepdims=True)
-        x32 = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, -1, keepdims=True) + 1e-6)
-        y = (x32 * self.norm[...] + self.norm_bias[...]).astype(x.dtype)
+        y = x.astype(wide(x.dtype))
+        y = y - y.mean(-1, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + 1e-6)
+        y = (y * self.norm[...] + self.norm_bias[...]).astype(x.dtype)
         y = jnp.einsum("...D,DE->...E", y, self.inner[...].astype(x.dtype)) + self.inner_bias[...].astype(x.dtype)
         y = jax.nn.gelu(y, approximate=False)
         return jnp.einsum("...D,DE->...E", y, self.out[...].astype(x.dtype)) + self.out_bias[...].astype(x.dtype)

@@ -7,30 +7,34 @@ attention logits of a 1,000-pixel image by up to 0.07 (reference/jax_practice, s
 import jax
 import jax.numpy as jnp
 
+from lvr_jax.models.precision import wide
 
-def vision_table(rotary_ids: jax.Array, head_width: int, theta: float = 1e4) -> tuple[jax.Array, jax.Array]:
+
+def vision_table(
+    rotary_ids: jax.Array, head_width: int, theta: float = 1e4, dtype=jnp.float32
+) -> tuple[jax.Array, jax.Array]:
     """Row and column ids [..., 2] -> cos, sin [..., H]: H/4 row frequencies, H/4 column frequencies, and both again."""
-    frequencies = theta ** -(jnp.arange(0, head_width // 2, 2, dtype=jnp.float32) / (head_width // 2))  # [H/4]
-    angles = rotary_ids[..., None].astype(jnp.float32) * frequencies  # [..., 2, H/4]
+    frequencies = theta ** -(jnp.arange(0, head_width // 2, 2, dtype=dtype) / (head_width // 2))  # [H/4]
+    angles = rotary_ids[..., None].astype(dtype) * frequencies  # [..., 2, H/4]
     angles = angles.reshape(*rotary_ids.shape[:-1], head_width // 2)
     angles = jnp.concatenate([angles, angles], -1)
     return jnp.cos(angles), jnp.sin(angles)
 
 
 def mrope_table(
-    positions: jax.Array, head_width: int, section: tuple[int, int, int], theta: float
+    positions: jax.Array, head_width: int, section: tuple[int, int, int], theta: float, dtype=jnp.float32
 ) -> tuple[jax.Array, jax.Array]:
     """Positions [B, 3, T] -> cos, sin [B, T, H]; a frequency turns with its section's axis (time, height, width)."""
-    frequencies = theta ** -(jnp.arange(0, head_width, 2, dtype=jnp.float32) / head_width)  # [H/2]
+    frequencies = theta ** -(jnp.arange(0, head_width, 2, dtype=dtype) / head_width)  # [H/2]
     axis = jnp.repeat(jnp.arange(3), jnp.array(section), total_repeat_length=head_width // 2)
-    angles = jnp.moveaxis(positions, 1, -1)[..., axis].astype(jnp.float32) * frequencies  # [B, T, H/2]
+    angles = jnp.moveaxis(positions, 1, -1)[..., axis].astype(dtype) * frequencies  # [B, T, H/2]
     angles = jnp.concatenate([angles, angles], -1)
     return jnp.cos(angles), jnp.sin(angles)
 
 
 def rotate(x: jax.Array, table: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Rotates the halves of x [..., N, H] by a table of [..., H], in fp32."""
+    """Rotates the halves of x [..., N, H] by a table of [..., H], in fp32 or wider."""
     cos, sin = (t[..., None, :] for t in table)
-    x32 = x.astype(jnp.float32)
-    left, right = jnp.split(x32, 2, axis=-1)
-    return (x32 * cos + jnp.concatenate([-right, left], -1) * sin).astype(x.dtype)
+    y = x.astype(wide(x.dtype))
+    left, right = jnp.split(y, 2, axis=-1)
+    return (y * cos + jnp.concatenate([-right, left], -1) * sin).astype(x.dtype)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lvr_jax.models.attention import Keys, Queries, attention
+from lvr_jax.models.precision import wide
 from lvr_jax.models.qwen2_5_vl.config import TextConfig
 from lvr_jax.models.qwen2_5_vl.layers import Compute, SwiGLU, ones, rms_norm, scan_blocks, stack, weight, zeros
 from lvr_jax.models.qwen2_5_vl.rope import mrope_table, rotate
@@ -122,7 +123,7 @@ class Decoder(nnx.Module):
         """
         c = self.config
         x = x.astype(compute.dtype)
-        table = mrope_table(tokens.positions, c.head_width, c.mrope_section, c.rope_theta)
+        table = mrope_table(tokens.positions, c.head_width, c.mrope_section, c.rope_theta, wide(compute.dtype))
         embedded = x
 
         def step(block, x, layer):
@@ -139,7 +140,6 @@ class Decoder(nnx.Module):
         return hidden, Cache(*own, tokens.segment, role) if keep_cache else None, out
 
     def logits(self, hidden: jax.Array) -> jax.Array:
-        """[..., D] -> fp32 [..., V]. For decoding; training goes through models.cross_entropy."""
-        return jnp.einsum(
-            "...D,VD->...V", hidden, self.unembedding.astype(hidden.dtype), preferred_element_type=jnp.float32
-        )
+        """[..., D] -> [..., V], fp32 or wider. For decoding; training goes through models.cross_entropy."""
+        kernel = self.unembedding.astype(hidden.dtype)
+        return jnp.einsum("...D,VD->...V", hidden, kernel, preferred_element_type=wide(hidden.dtype))

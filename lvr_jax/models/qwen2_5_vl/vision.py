@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lvr_jax.models.attention import Keys, Queries, attention
+from lvr_jax.models.precision import wide
 from lvr_jax.models.qwen2_5_vl.config import VisionConfig
 from lvr_jax.models.qwen2_5_vl.layers import Compute, SwiGLU, ones, rms_norm, scan_blocks, stack, weight, zeros
 from lvr_jax.models.qwen2_5_vl.rope import rotate, vision_table
@@ -84,14 +85,14 @@ class VisionTower(nnx.Module):
         self.merger = Merger(rngs, c)
 
     def embed(self, patches: jax.Array) -> jax.Array:
-        """[B, W, S, frame width] (a still's one frame) or [..., frames * frame width] -> [B, W, S, D], in fp32.
+        """[B, W, S, frame width] (a still's one frame) or [..., frames * frame width] -> [B, W, S, D], fp32 or wider.
 
         uint8 is normalised here; floats are taken as normalised already. fp32 as in LVR's training, which found the
         bf16 convolution to give NaN.
         """
         c = self.config
-        x = normalise(patches, c.channels) if patches.dtype == jnp.uint8 else patches.astype(jnp.float32)
-        kernel = self.patch_embed[...].astype(jnp.float32)                               # [C, frames, 14 * 14, D]
+        x = normalise(patches, c.channels) if patches.dtype == jnp.uint8 else patches.astype(wide(patches.dtype))
+        kernel = self.patch_embed[...].astype(x.dtype)                                   # [C, frames, 14 * 14, D]
         if x.shape[-1] == c.frame_width:  # both frames of a still are equal: their kernels add up
             kernel = kernel.sum(1, keepdims=True)
         return jnp.einsum("BWSE,ED->BWSD", x, kernel.reshape(-1, c.hidden))
@@ -110,7 +111,7 @@ class VisionTower(nnx.Module):
         """
         c = self.config
         x = self.embed(patches).astype(compute.dtype)
-        table = vision_table(rotary_ids, c.head_width)
+        table = vision_table(rotary_ids, c.head_width, dtype=wide(compute.dtype))
         full = jnp.array([i in c.full_attention_layers for i in range(c.depth)])
 
         def step(block, x, full):

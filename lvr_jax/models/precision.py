@@ -1,0 +1,8 @@
+"""In which type are the steps computed that bf16 would spoil: norms, RoPE, softmax, logits?"""
+
+import jax.numpy as jnp
+
+
+def wide(dtype) -> jnp.dtype:
+    """fp32, or fp64 where the pass itself is fp64: tests compare in fp64, where rounding cannot hide an error."""
+    return jnp.promote_types(dtype, jnp.float32)
