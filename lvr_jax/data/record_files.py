@@ -46,7 +46,7 @@ class RecordFile:
         data = self._open()
         head = data[:4096].lstrip(b"\xef\xbb\xbf \t\r\n")
         if head.startswith(b"["):
-            spans = _list_spans(data[:].decode("latin-1"), self.path)
+            spans = _list_spans(str(data, "latin-1"), self.path)
         elif self.path.endswith(".json") and head:
             raise DataError(f"{self.path}: starts with {head[:20]!r}, expected a JSON list of records "
                             "(name it .jsonl if it holds one record a line)")

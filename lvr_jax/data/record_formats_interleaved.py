@@ -53,10 +53,9 @@ def final_answer(text: str) -> str:
 
 def _interleaved(row: Row, images: tuple[str, ...], question: str, steps: Sequence[Step], field: str) -> Sample:
     steps = tuple(step for step in steps if step.value.strip())
-    last = next((step.value for step in reversed(steps) if step.kind == "text"), "")
-    answer = final_answer(last)
+    answer = final_answer(steps[-1].value) if steps and steps[-1].kind == "text" else ""
     if not answer:
-        raise row.error(field, last, "expected a reply whose last text holds an answer")
+        raise row.error(field, steps[-1].value if steps else None, "expected a reply that ends in text with an answer")
     return row.sample(InterleavedSample, images=images, question=row.question("question", question, images),
                       answer=answer, steps=steps)
 

@@ -80,31 +80,34 @@ def _order(split: str, seed: int) -> np.ndarray:
     return np.random.default_rng([seed, SPLITS.index(split)]).permutation(numbers)
 
 
-# What wrong options may be, in the order in which one kind stands in for another that has none left.
-def _other_rotations(analogy: Analogy, pool: tuple[Cells, ...]) -> list[Cells]:
-    return [rotate(analogy.solution, quarters) for quarters in (1, 2, 3)]
+# What wrong options may be, in the order in which one kind stands in for another that has none left. Each maps the
+# solution as drawn, and the split, to pieces as drawn; cached, as there are few solutions.
+@functools.cache
+def _other_rotations(solution: Cells, split: str) -> tuple[Cells, ...]:
+    return tuple(rotate(solution, quarters) for quarters in (1, 2, 3))
 
 
-def _one_cell_off(analogy: Analogy, pool: tuple[Cells, ...]) -> list[Cells]:
-    right = analogy.solution
-    fewer = (tuple(cell for cell in right if cell != gone) for gone in right)
-    more = ((*right, cell) for cell in sorted(polyominoes.neighbours(right)))
-    edited = [polyominoes.normalise(cells) for cells in (*fewer, *more) if polyominoes.connected(cells)]
-    return [cells for cells in edited if polyominoes.fits(cells)]
+@functools.cache
+def _one_cell_off(solution: Cells, split: str) -> tuple[Cells, ...]:
+    fewer = (tuple(cell for cell in solution if cell != gone) for gone in solution)
+    more = ((*solution, cell) for cell in sorted(polyominoes.neighbours(solution)))
+    edited = (polyominoes.normalise(cells) for cells in (*fewer, *more) if polyominoes.connected(cells))
+    return tuple(cells for cells in edited if polyominoes.fits(cells)
+                 and (split.startswith("test") or not polyominoes.is_held_out(cells)))
 
 
-def _same_family(analogy: Analogy, pool: tuple[Cells, ...]) -> list[Cells]:
-    own = polyominoes.shape_of(analogy.third)
-    return [rotate(shape, quarters) for shape in pool if len(shape) == len(own) and shape != own
-            for quarters in range(4)]
+@functools.cache
+def _any_shape(solution: Cells, split: str) -> tuple[Cells, ...]:
+    own = polyominoes.shape_of(solution)
+    return tuple(rotate(shape, quarters) for shape in _pools(split)[1] if shape != own for quarters in range(4))
 
 
-def _any_shape(analogy: Analogy, pool: tuple[Cells, ...]) -> list[Cells]:
-    own = polyominoes.shape_of(analogy.third)
-    return [rotate(shape, quarters) for shape in pool if shape != own for quarters in range(4)]
+@functools.cache
+def _same_family(solution: Cells, split: str) -> tuple[Cells, ...]:
+    return tuple(cells for cells in _any_shape(solution, split) if len(cells) == len(solution))
 
 
-DISTRACTORS: dict[str, Callable[[Analogy, tuple[Cells, ...]], list[Cells]]] = {
+DISTRACTORS: dict[str, Callable[[Cells, str], tuple[Cells, ...]]] = {
     "rotation": _other_rotations,       # shape 3 turned otherwise
     "cell": _one_cell_off,              # the solution with one cell more or less
     "family": _same_family,             # another shape of as many cells
@@ -210,18 +213,13 @@ class RotationAnalogies:
 
     def _wrong_options(self, analogy: Analogy, rng: np.random.Generator) -> list[Cells]:
         kinds = list(DISTRACTORS)
-        pool = _pools(self.split)[1]
         chosen: list[Cells] = []
         for wanted in self.distractors:
-            candidates = (DISTRACTORS[kind](analogy, pool) for kind in kinds[kinds.index(wanted):])
-            usable = ([cells for cells in found if cells not in chosen and self._may_show(cells)]
-                      for found in candidates)
+            usable = ([cells for cells in DISTRACTORS[kind](analogy.solution, self.split) if cells not in chosen]
+                      for kind in kinds[kinds.index(wanted):])
             left = next(filter(None, usable))           # the last kind always has some
             chosen.append(left[rng.integers(len(left))])
         return [chosen[n] for n in rng.permutation(3)]
-
-    def _may_show(self, cells: Cells) -> bool:
-        return self.split.startswith("test") or not polyominoes.is_held_out(cells)
 
 
 @functools.cache
