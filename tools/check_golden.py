@@ -11,10 +11,10 @@ import argparse
 import pathlib
 import sys
 
-from golden import model_cases
+from golden import decoding_cases, model_cases
 from golden.case import Case, CaseError, Check
 
-CHECKERS = {**model_cases.CHECKERS}
+CHECKERS = {**model_cases.CHECKERS, **decoding_cases.CHECKERS}
 
 
 def checks(case: Case):
@@ -31,7 +31,7 @@ def main() -> int:
     options = parser.parse_args()
     paths = sorted((options.folder / "cases").glob("*.npz"))
     if not paths:
-        print(f"{options.folder / 'cases'}: no .npz files; expected a folder with cases/ and checkpoints/", file=sys.stderr)
+        print(f"{options.folder}: no cases/*.npz; expected a folder with cases/ and checkpoints/", file=sys.stderr)
         return 2
     wanted = options.kinds and set(options.kinds.split(","))
     counts = {True: 0, False: 0}
@@ -42,7 +42,8 @@ def main() -> int:
                 continue
             for one in checks(case):
                 counts[one.ok] += 1
-                print(f"{'ok  ' if one.ok else 'FAIL'} {case.name:40} {one.key:45} {one.difference:.2e} (<= {one.tolerance:g})")
+                verdict = "ok  " if one.ok else "FAIL"
+                print(f"{verdict} {case.name:40} {one.key:45} {one.difference:.2e} (<= {one.tolerance:g})", flush=True)
         except CaseError as error:
             counts[False] += 1
             print(f"FAIL {path.stem:40} {error}")
