@@ -29,6 +29,7 @@ VERDICTS = {
         ("<|lvr_start|>x<|lvr_end|>A", "<"),              # no tag and a special token first: scores 0
         ("<answer> A </answer> or <answer> D </answer>", "D"),
         ("<answer> B </answer", "B"),                     # a cut-off end tag is an end tag
+        ("<answer></answer", None),
         ("<answer> </answer>", None),
         ("", None),
     ],
@@ -60,6 +61,8 @@ VERDICTS = {
         ("Answer: C", "C"),
         ("C is right because the cup is green", "C"),     # by its text: "C" is not among the last four words
         ("C is right because the cup on the table is green", "Z"),          # too long for a match by text
+        ("B I think so", "B"),
+        ("B I think it is", "Z"),                         # fifth from the end
         ("<answer> C </answer>", "C"),
         ("<answer>C</answer>", "Z"),                      # angle brackets are not stripped
         ("<answer>blue</answer>", "B"),                   # ... but the text is found

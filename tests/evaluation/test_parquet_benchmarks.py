@@ -2,6 +2,7 @@
 
 import base64
 import concurrent.futures
+import time
 
 import pytest
 from benchmark_folders import number_of, png, write_parquet
@@ -9,6 +10,7 @@ from benchmark_folders import number_of, png, write_parquet
 from lvr_jax.data.images import load_image
 from lvr_jax.evaluation import extraction
 from lvr_jax.evaluation.benchmarks import BenchmarkError, load
+from lvr_jax.evaluation.benchmarks.tables import ParquetImages
 
 OPTIONS = ("red", "blue", "green", "grey")
 
@@ -92,13 +94,24 @@ def test_parquet_images_that_are_not_base64_are_named(tmp_path):
         benchmark[4]
 
 
-def test_parquet_images_may_be_read_by_many_threads_in_any_order(tmp_path):
+def test_parquet_images_may_be_read_by_many_threads_in_any_order(tmp_path, monkeypatch):
     benchmark = load("hrbench4k", hrbench(tmp_path), any_count=True)
     expected = [10 * question + cycle for cycle in range(4) for question in range(3)]
-    order = [7, 0, 11, 3, 4, 2, 9, 1, 10, 5, 8, 6] * 5
+    order = [7, 0, 11, 3, 4, 2, 9, 1, 10, 5, 8, 6]
+    inside, together, read = [], [], ParquetImages._read
+
+    def slow_read(self, *place):
+        inside.append(place)
+        time.sleep(0.005)                            # long enough for another thread to come in, if it may
+        together.append(len(inside))
+        inside.remove(place)
+        return read(self, *place)
+
+    monkeypatch.setattr(ParquetImages, "_read", slow_read)
     with concurrent.futures.ThreadPoolExecutor(8) as threads:
         seen = list(threads.map(lambda i: number_of(load_image(benchmark[i].images[0])), order))
     assert seen == [expected[i] for i in order]
+    assert set(together) == {1}                      # one cursor, one reader at a time
 
 
 WRITTEN = [f"({letter}) {text}" for letter, text in zip("ABCDE", (*OPTIONS, "The image does not feature the cup."))]
