@@ -81,6 +81,51 @@ class Config:
         """Reads a parsed config.json, flat or nested. Raises ConfigError naming `source`, the field and its value."""
         return _Reader(fields, source).config()
 
+    def to_hf(self) -> dict[str, Any]:
+        """The flat config.json of the hub for a network that has none of its own: `from_hf` reads it back equal."""
+        v, t = self.vision, self.text
+        fields = {
+            "architectures": ["Qwen2_5_VLForConditionalGeneration"],
+            "model_type": "qwen2_5_vl",
+            "vocab_size": t.vocab,
+            "hidden_size": t.hidden,
+            "intermediate_size": t.intermediate,
+            "num_hidden_layers": t.layers,
+            "num_attention_heads": t.heads,
+            "num_key_value_heads": t.kv_heads,
+            "hidden_act": "silu",
+            "rms_norm_eps": t.norm_eps,
+            "rope_theta": t.rope_theta,
+            "rope_scaling": {"type": "mrope", "mrope_section": list(t.mrope_section)},
+            "max_position_embeddings": 128000,
+            "use_sliding_window": False,
+            "tie_word_embeddings": t.tied,
+            "image_token_id": self.image_token_id,
+            "video_token_id": self.video_token_id,
+            "vision_start_token_id": self.vision_start_token_id,
+            "lvr_head": self.latent_head != "none",
+            "lvr_head_type": "simple" if self.latent_head == "none" else self.latent_head,
+            "latent_end_token": self.latent_end_embedding,
+            "vision_config": {
+                "model_type": "qwen2_5_vl",
+                "depth": v.depth,
+                "hidden_size": v.hidden,
+                "intermediate_size": v.intermediate,
+                "num_heads": v.heads,
+                "hidden_act": "silu",
+                "out_hidden_size": v.out_hidden,
+                "fullatt_block_indexes": list(v.full_attention_layers),
+                "window_size": v.window_pixels,
+                "patch_size": v.patch,
+                "spatial_merge_size": v.merge,
+                "temporal_patch_size": v.temporal_patch,
+                "in_channels": v.channels,
+                "tokens_per_second": v.tokens_per_second,
+            },
+        }
+        # Only a head width that does not follow from the width needs saying.
+        return fields if t.head_width * t.heads == t.hidden else {**fields, "head_dim": t.head_width}
+
 
 class _Reader:
     def __init__(self, fields: Mapping[str, Any], source: str):
@@ -89,8 +134,11 @@ class _Reader:
 
     def need(self, where: Mapping[str, Any], prefix: str, *names: str) -> Any:
         for name in names:
-            if where.get(name) is not None:
-                return where[name]
+            value = where.get(name)
+            if isinstance(value, str) or (isinstance(value, int | float) and value <= 0):
+                raise ConfigError(f"{self.source}: {prefix}{name} is {value!r}, expected a number above zero")
+            if value is not None:
+                return value
         raise ConfigError(f"{self.source}: field {prefix}{' or '.join(names)} is missing; a Qwen2.5-VL config needs it")
 
     def expect(self, where: Mapping[str, Any], prefix: str, name: str, *allowed: Any) -> None:

@@ -88,9 +88,34 @@ class Slot:
     split: tuple[int, ...]        # the Hugging Face tensor with every axis apart
     order: tuple[int, ...]        # transposition of `split`
     shape: tuple[int, ...]        # our shape of one layer
+    leads: tuple[tuple[int, int] | None, ...]   # for each of our axes that is the first part of a Hugging Face axis:
+                                                # (its place in `split`, that axis)
+
+    @property
+    def same(self) -> bool:
+        """Whether both sides hold the same array, so that rows of the one are rows of the other."""
+        return self.hf_shape == self.shape and self.order == tuple(range(len(self.split)))
 
     def from_hf(self, x: np.ndarray) -> np.ndarray:
         return x.reshape(self.split).transpose(self.order).reshape(self.shape)
+
+    def cut(self, x: np.ndarray, index: tuple[slice, ...]) -> np.ndarray:
+        """from_hf(x)[index], which touches no more of x (a view of a file) than those slices of its own axes.
+
+        Slices have a start and a stop. An axis that is not the first of its Hugging Face axis (H of "(N H)") is cut
+        only afterwards.
+        """
+        window, split, shape = [slice(None)] * x.ndim, list(self.split), list(self.shape)
+        rest = list(index)
+        for axis, (mine, lead) in enumerate(zip(index, self.leads)):
+            if lead is None:
+                continue
+            part, there = lead
+            inner = self.hf_shape[there] // self.split[part]
+            window[there] = slice(mine.start * inner, mine.stop * inner)
+            split[part] = shape[axis] = mine.stop - mine.start
+            rest[axis] = slice(None)
+        return x[tuple(window)].reshape(split).transpose(self.order).reshape(shape)[tuple(rest)]
 
     def to_hf(self, x: np.ndarray) -> np.ndarray:
         apart = x.reshape([self.split[i] for i in self.order])
@@ -114,7 +139,9 @@ def _slots(rules, layers: int, sizes: dict[str, int]) -> Iterator[tuple[str, Slo
         there, here = (_axes(side) for side in spec.split("->"))
         split, target = sum(there, []), sum(here, [])
         group = lambda axes: tuple(math.prod(sizes[a] for a in part) for part in axes)  # noqa: E731
-        shape = tuple(sizes[a] for a in split), tuple(split.index(a) for a in target), group(here)
+        first = {part[0]: (split.index(part[0]), axis) for axis, part in enumerate(there)}
+        leads = tuple(first.get(part[0]) if len(part) == 1 else None for part in here)
+        shape = tuple(sizes[a] for a in split), tuple(split.index(a) for a in target), group(here), leads
         for layer in range(layers) if "{}" in hf else [None]:
             yield hf.format(layer), Slot(path, layer, group(there), *shape)
 
@@ -134,3 +161,20 @@ def slots(config: Config) -> dict[str, Slot]:
     rules = TEXT + (() if t.tied else UNTIED) + LATENT_HEAD[config.latent_head]
     rules += LATENT_END if config.latent_end_embedding else ()
     return dict([*_slots(VISION, v.depth, vision), *_slots(rules, t.layers, text)])
+
+
+def leaves(config: Config) -> dict[str, list[tuple[str, Slot]]]:
+    """Our parameters by path: the Hugging Face tensors (name, slot) that make each, in the order of layers."""
+    found: dict[str, list[tuple[str, Slot]]] = {}
+    for name, slot in slots(config).items():
+        found.setdefault(slot.path, []).append((name, slot))
+    return found
+
+
+def shapes(config: Config) -> dict[str, tuple[int, ...]]:
+    """The shape of every parameter by path: that of one layer, with a leading L where layers are stacked."""
+    return {
+        path: slot.shape if slot.layer is None else (len(members), *slot.shape)
+        for path, members in leaves(config).items()
+        for slot in [members[0][1]]
+    }

@@ -1,0 +1,192 @@
+"""What does a checkpoint folder of ours hold, and how does it appear all at once or not at all?
+
+    params/          the parameters, an ordinary Orbax checkpoint
+    hf/              config.json, tokenizer, preprocessor, chat template: the files around the weights, bit for bit
+    safetensors/     headers of the original shards, if the weights are still theirs: enough to write them again exactly
+    lvr_jax.json     written last; a folder without it is half-written
+
+Locally a folder is built beside its place as NAME.incomplete and renamed; only a killed process leaves that name
+behind, and the next run removes it. Object storage (gs://) has no rename, so there the folder is built in place and
+counts as complete once lvr_jax.json is there. Not tested on a real bucket: only its code path, on a local disk.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from etils import epath
+
+from lvr_jax.checkpoints.errors import CheckpointError, disk_full_is_one_line
+
+MARKER, PARAMS, FILES, HEADERS = "lvr_jax.json", "params", "hf", "safetensors"
+FORMAT = 1
+TEMPLATES = "additional_chat_templates"      # the one subfolder that transformers keeps beside the weights
+INDEX = "model.safetensors.index.json"
+
+
+def resolve(folder: str | os.PathLike) -> epath.Path:
+    text = os.fspath(folder)
+    return epath.Path(text if is_remote(text) else os.path.abspath(text))
+
+
+def is_remote(folder) -> bool:
+    return "://" in os.fspath(folder)
+
+
+def read_json(path: epath.Path) -> dict:
+    try:
+        fields = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} is missing") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not JSON ({error})") from error
+    if not isinstance(fields, dict):
+        raise CheckpointError(f"{path}: expected a JSON object, found {type(fields).__name__}")
+    return fields
+
+
+def is_ours(folder: epath.Path) -> bool:
+    """Whether this is a complete folder of ours; a half-written one raises CheckpointError."""
+    if (folder / MARKER).exists():
+        version = read_json(folder / MARKER).get("format")
+        if version != FORMAT:
+            raise CheckpointError(f"{folder / MARKER}: format is {version!r}, expected {FORMAT}")
+        return True
+    if (folder / PARAMS).exists() or folder.name.endswith(".incomplete"):
+        raise CheckpointError(f"{folder}: half-written checkpoint, {MARKER} is missing; convert or save it again")
+    return False
+
+
+def mark_complete(folder: epath.Path) -> None:
+    (folder / MARKER).write_text(json.dumps({"format": FORMAT}) + "\n")
+
+
+def copy_files(names: Iterable[Path], source, target) -> None:
+    """Copies files, given relative to `source`, bit for bit."""
+    source, target = epath.Path(source), epath.Path(target)
+    for name in names:
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).copy(target / name)
+
+
+def list_files(folder) -> list[Path]:
+    """The files of a folder, relative to it: its own and its chat templates', no deeper."""
+    folder = epath.Path(folder)
+    entries = [path for place in (folder, folder / TEMPLATES) if place.is_dir() for path in place.iterdir()]
+    return sorted(Path(path.relative_to(folder)) for path in entries if not path.is_dir())
+
+
+def workplace(final: str | os.PathLike) -> epath.Path:
+    """Where `building` fills the folder before it takes its name."""
+    final = resolve(final)
+    return final if is_remote(final) else final.parent / f"{final.name}.incomplete"
+
+
+def _refuse_existing(final: epath.Path, overwrite: bool) -> None:
+    if not final.exists() or (final.is_dir() and not any(final.iterdir())):
+        return
+    if not overwrite:
+        raise CheckpointError(f"{final} exists; choose another name, or replace it with --overwrite (overwrite=True)")
+    if not ((final / MARKER).exists() or (final / "config.json").exists()):
+        raise CheckpointError(f"{final} exists and is no checkpoint; only a checkpoint can be overwritten")
+
+
+@contextlib.contextmanager
+def building(final: str | os.PathLike, overwrite: bool = False) -> Iterator[epath.Path]:
+    """Yields the folder to fill; it takes its final name when the block ends, and is removed if the block raises."""
+    final = resolve(final)
+    _refuse_existing(final, overwrite)
+    with disk_full_is_one_line(final.parent):
+        with (_in_place if is_remote(final) else _beside)(final) as folder:
+            yield folder
+
+
+@contextlib.contextmanager
+def _in_place(final: epath.Path) -> Iterator[epath.Path]:
+    if final.exists():
+        final.rmtree()
+    try:
+        final.mkdir(parents=True)
+        yield final
+    except BaseException:
+        final.rmtree(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def _beside(final: epath.Path) -> Iterator[epath.Path]:
+    temporary = workplace(final)
+    missing_parents = [parent for parent in final.parents if not parent.exists()]
+    temporary.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with _claimed(temporary):
+            try:
+                yield temporary
+                _sync(temporary)
+                _rename(temporary, final)
+            except BaseException:
+                shutil.rmtree(temporary)
+                raise
+    except BaseException:
+        for parent in missing_parents:
+            parent.rmdir()
+        raise
+
+
+@contextlib.contextmanager
+def _claimed(temporary: epath.Path) -> Iterator[None]:
+    """A fresh folder under an exclusive lock, which dies with the process: a dead run's leftovers can be told from a
+    live run's work."""
+    if temporary.exists():
+        with _locked(temporary):
+            shutil.rmtree(temporary)
+    temporary.mkdir()
+    with _locked(temporary):
+        yield
+
+
+@contextlib.contextmanager
+def _locked(folder: epath.Path) -> Iterator[None]:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise CheckpointError(f"{folder}: another process is writing this checkpoint") from error
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _sync(folder: epath.Path) -> None:
+    """Waits until files and names are on the disk."""
+    for parent, _, names in os.walk(folder):
+        for path in [*(os.path.join(parent, name) for name in names), parent]:
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
+
+def _rename(temporary: epath.Path, final: epath.Path) -> None:
+    replaced = final.parent / f"{final.name}.replaced"
+    shutil.rmtree(replaced, ignore_errors=True)
+    if final.exists():
+        os.rename(final, replaced)
+    try:
+        os.rename(temporary, final)
+    except OSError:
+        if replaced.exists():
+            os.rename(replaced, final)
+        raise
+    shutil.rmtree(replaced, ignore_errors=True)
+    descriptor = os.open(final.parent, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

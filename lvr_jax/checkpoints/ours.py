@@ -1,0 +1,64 @@
+"""What does a folder of ours hold, and is it the checkpoint that its config.json describes?"""
+
+import dataclasses
+import math
+import os
+from typing import Any
+
+import tensorstore as ts
+from etils import epath
+
+from lvr_jax.checkpoints.errors import CheckpointError
+from lvr_jax.checkpoints.folder import FILES, HEADERS, PARAMS, is_ours, read_json, resolve
+from lvr_jax.checkpoints.hugging_face import fitted, refuse_differences
+from lvr_jax.checkpoints.orbax_io import open_arrays, stored
+from lvr_jax.models.qwen2_5_vl.config import Config
+from lvr_jax.models.qwen2_5_vl.params import Slot, shapes, slots
+
+
+@dataclasses.dataclass(frozen=True)
+class Ours:
+    """A complete folder; arrays are open and not read."""
+
+    folder: epath.Path
+    fields: dict[str, Any]                  # config.json
+    config: Config
+    arrays: dict[str, ts.TensorStore]       # by path
+    headers: dict[str, bytes]               # of the original shards, if the arrays are still theirs
+
+    @property
+    def files(self) -> epath.Path:
+        """The folder of config.json, tokenizer and the like."""
+        return self.folder / FILES
+
+    @property
+    def tensors(self) -> dict[str, Slot]:
+        """The tensors that a Hugging Face folder of it holds, by canonical name."""
+        return slots(self.config)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(math.prod(x.shape) * x.dtype.numpy_dtype.itemsize for x in self.arrays.values())
+
+
+def described(folder: str | os.PathLike) -> tuple[epath.Path, Config, dict]:
+    """Folder, config and the stored arrays' shapes and types by path, all checked against each other."""
+    folder = resolve(folder)
+    if not is_ours(folder):
+        raise CheckpointError(f"{folder}: no lvr_jax.json; expected a checkpoint of tools/convert.py or training")
+    fields = read_json(folder / FILES / "config.json")
+    held = stored(folder / PARAMS)
+    found = {path: leaf.shape for path, leaf in held.items()}
+    config = fitted(Config.from_hf(fields, str(folder / FILES / "config.json")), found, "text/embed", "text/head")
+    refuse_differences(folder / PARAMS, found, shapes(config))
+    return folder, config, held
+
+
+def open_ours(folder: str | os.PathLike) -> Ours:
+    """Raises CheckpointError if the folder is half-written, damaged or of another network than its config.json."""
+    folder, config, _ = described(folder)
+    fields = read_json(folder / FILES / "config.json")
+    headers = folder / HEADERS
+    names = sorted(headers.iterdir()) if headers.exists() else []
+    kept = {path.name.removesuffix(".header"): path.read_bytes() for path in names}
+    return Ours(folder, fields, config, open_arrays(folder / PARAMS), kept)
