@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lvr_jax.latents import conditions as cond
-from lvr_jax.latents.decoding import Decoding, penalise, pick
+from lvr_jax.latents.decoding import Decoding
+from lvr_jax.latents.machine import Machine
 from lvr_jax.latents.spec import Plan
 from lvr_jax.models.qwen2_5_vl.layers import Compute
 from lvr_jax.models.qwen2_5_vl.model import Images, Qwen2_5_VL
@@ -132,23 +133,6 @@ class Trace:
     steps: jax.Array
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class _Row:
-    """The state machine's state, [C, B] unless said. mode: 0 text, else 1 + stage of the open block."""
-
-    mode: jax.Array
-    remaining: jax.Array
-    index: jax.Array        # of the next latent in its block
-    block: jax.Array        # blocks opened so far
-    queue: jax.Array        # next forced token of `closing`, past the end when there is none
-    closing: jax.Array      # stage whose closing tokens are in the queue
-    finished: jax.Array
-    token: jax.Array        # last stored id
-    hidden: jax.Array       # [C, B, D]
-    seen: jax.Array | None  # [C, B, V]
-
-
 def sweep(
     graph: nnx.GraphDef,
     params: dict,
@@ -177,7 +161,7 @@ def sweep(
     """
     model: Qwen2_5_VL = nnx.merge(graph, params)
     C, (B, D) = condition.keep.shape[0], prefix.hidden.shape
-    machine = _Machine(plan, condition, decoding, C, B)
+    machine = Machine(plan, condition, decoding, C, B)
     forced = jnp.broadcast_to(-1 if forced is None else jnp.asarray(forced), (B, steps))
     letters = jnp.zeros(0, jnp.int32) if letters is None else letters
     wide = lambda x: jnp.broadcast_to(x, (C, *x.shape))  # noqa: E731
@@ -190,7 +174,7 @@ def sweep(
 
     def consume(s, row, own):
         """Feeds every row its next input: (latent, made, fed), the output, the cache with it, and taps."""
-        latent = row.mode > 0
+        latent = row.inside
         made = jnp.where(latent[..., None], row.hidden, 0)
         fed = machine.corrupt(row, made, bank, prefix.item, seed)
         if replay is not None:
@@ -198,7 +182,7 @@ def sweep(
         x = jnp.where(latent[..., None], fed.astype(compute.dtype), model.embed(row.token).astype(compute.dtype))
         position = prefix.next_position + s - 1 + position_shift
         segment = jnp.where(row.finished, 0, prefix.segment)
-        role = machine.role(row, latent)
+        role = machine.role(row)
         out = _decode_step(model, x, position, segment, role, prefix.cache, own, s - 1, condition, compute, record)
         return (latent, made, fed), *out
 
@@ -206,15 +190,15 @@ def sweep(
         """Reads the output, moves the machine on, and writes the step down."""
         latent, made, fed = inputs
         if hasattr(model, "latent_head"):
-            headed = latent if plan.spec.head_at == "outputs" else machine.feeds_back(row, latent)
+            headed = latent if plan.spec.head_at == "outputs" else machine.feeds_back(row)
             hidden = jnp.where(headed[..., None], model.latent_head(hidden), hidden)
         logits = model.text.logits(hidden)                                               # [C, B, V]
         end = model.latent_end[...] if hasattr(model, "latent_end") else None
-        new = machine.advance(row, latent, hidden, logits, forced[:, s], s, end, prefix.item, seed)
+        new = machine.advance(row, hidden, logits, forced[:, s], s, end, prefix.item, seed)
         top = jax.lax.top_k(logits, 2)[0]
         now = {
-            "token": new.token, "latent": latent, "stage": jnp.where(latent, row.mode - 1, 0), "block": row.block,
-            "index": row.index, "live": ~row.finished, "hidden": hidden, "made": made, "fed": fed,
+            "token": new.token, "latent": latent, "stage": row.stage, "block": row.block,
+            "index": row.place, "live": ~row.finished, "hidden": hidden, "made": made, "fed": fed,
             "letters": logits[..., letters], "margin": top[..., 0] - top[..., 1], **taps,
         }  # fmt: skip
         put = jax.lax.dynamic_update_index_in_dim
@@ -266,133 +250,6 @@ def _decode_step(model, x, position, segment, role, prefix: Cache, own: Cache, s
         write(own.role, role[..., None], 2),
     )  # fmt: skip
     return hidden, own, out
-
-
-@dataclasses.dataclass(frozen=True)
-class _Machine:
-    """The decoding state machine; `_Row` in, `_Row` out. All arrays [C, B] unless said."""
-
-    plan: Plan
-    condition: cond.Condition
-    decoding: Decoding
-    C: int
-    B: int
-
-    def start(self, token, hidden, seen) -> _Row:
-        zero = jnp.zeros((self.C, self.B), jnp.int32)
-        return _Row(
-            mode=zero, remaining=zero, index=zero, block=zero, queue=zero + self._closing_tokens(), closing=zero,
-            finished=zero.astype(bool), token=token, hidden=hidden, seen=seen,
-        )  # fmt: skip
-
-    def _closing_tokens(self) -> int:
-        """Length of the queue: what the system forces, or an end marker where a condition asks for it."""
-        return max(len(self.plan.after), 1)
-
-    def _starts(self, token) -> jax.Array:
-        """Does a token open a block, and of which stage? 0 for none, else 1 + stage."""
-        hits = (token[..., None] == self.plan.start) & self.condition.opens[:, None]      # [C, B, G]
-        return jnp.where(hits.any(-1), 1 + jnp.argmax(hits, -1), 0).astype(jnp.int32)
-
-    def role(self, row: _Row, latent) -> jax.Array:
-        """What the position about to be consumed is to attention: a start marker and its slots are latent."""
-        return jnp.where(latent | (self._starts(row.token) > 0), cond.LATENT, cond.ANSWER).astype(jnp.int32)
-
-    def feeds_back(self, row: _Row, latent) -> jax.Array:
-        """Will this step's output be fed back? (Where a head is applied in training.)"""
-        return jnp.where(latent, row.remaining > 1, self._starts(row.token) > 0)
-
-    def corrupt(self, row: _Row, z, bank: Bank, item, seed) -> jax.Array:
-        """Every row's vector [C, B, D] under its condition."""
-
-        def one(condition, z, b, item, mode, block, index):
-            stage = jnp.maximum(mode - 1, 0)
-            last = bank.source.shape[3] - 1
-            source = bank.source[condition.source, b, stage, jnp.minimum(index, last)]
-            key = cond.noise_key(seed, item, condition.seed_as, block, index)
-            step = jnp.minimum(index, condition.steps.shape[0] - 1)
-            return jnp.where(mode > 0, cond.apply(condition, z, source, bank.spread, key, step), z)
-
-        over_items = jax.vmap(one, in_axes=(None, 0, 0, 0, 0, 0, 0))
-        over_conditions = jax.vmap(over_items, in_axes=(0, 0, None, None, 0, 0, 0))
-        return over_conditions(self.condition, z, jnp.arange(self.B), item, row.mode, row.block, row.index)
-
-    def advance(self, row: _Row, latent, hidden, logits, forced, s, end_embedding, item, seed) -> _Row:
-        plan, spec, decoding = self.plan, self.plan.spec, self.decoding
-        picked = self._pick(row, logits, s, item, seed)
-        picked = jnp.where((s == 0) & (plan.first >= 0), plan.first, picked)
-        waiting = row.queue < self._closing_tokens()
-        picked = jnp.where(waiting, self._closing_token(row.closing, row.queue), picked)
-        picked = jnp.where(forced >= 0, forced, picked)
-
-        # Open? A marker opens its block when it is fed, or, where it is overwritten, as soon as it is picked.
-        opened = jnp.where(latent, 0, self._starts(picked if spec.overwrite_start else row.token))
-        stage = jnp.maximum(jnp.where(latent, row.mode, opened) - 1, 0)
-        quota = jnp.where(self.condition.budget >= 0, self.condition.budget, plan.quota)  # [C, G]
-        quota = jnp.take_along_axis(quota, stage, axis=1)
-        if spec.first_block_only:
-            quota = jnp.where(row.block > 0, jnp.iinfo(jnp.int32).max, quota)
-        remaining = jnp.where(latent, row.remaining - 1, jnp.where(opened > 0, quota, 0))
-
-        # Close? By quota, by the end marker, or by the distance to the end embedding.
-        leave = remaining <= 0
-        if spec.exit_on_end:
-            leave |= latent & (picked == plan.end[stage])
-        if spec.end_distance is not None and end_embedding is not None:
-            difference = row.hidden.astype(jnp.float32) - end_embedding.astype(jnp.float32)
-            leave |= latent & (jnp.mean(difference**2, -1) < spec.end_distance)
-        inside = latent | (opened > 0)
-        mode = jnp.where(inside & ~leave, stage + 1, 0)
-        closed = inside & leave
-        queue = jnp.where(waiting, row.queue + 1, row.queue)
-        first, none = self._queue_start(), self._closing_tokens()
-        queue = jnp.where(closed, jnp.broadcast_to(first[:, None], queue.shape), queue)
-        # A marker that is overwritten was itself picked at this step: what closes its block comes one step later.
-        now = closed & (queue < none) & (latent | (not spec.overwrite_start))
-        picked = jnp.where(now & (forced < 0), self._closing_token(stage, queue), picked)
-        queue = jnp.where(now, queue + 1, queue)
-        if spec.store_slot:
-            picked = jnp.where(mode > 0, plan.slot[stage], picked)
-
-        stop = jnp.isin(picked, jnp.array(decoding.stop, jnp.int32)) | (s + 1 >= decoding.max_new_tokens)
-        if spec.stop_inside:
-            mode = jnp.where(jnp.isin(picked, jnp.array(decoding.stop, jnp.int32)), 0, mode)
-        token = jnp.where(row.finished, 0, picked)
-        c, b = jnp.meshgrid(jnp.arange(self.C), jnp.arange(self.B), indexing="ij")
-        return _Row(
-            mode=jnp.where(row.finished, 0, mode),
-            remaining=remaining,
-            index=jnp.where(latent, row.index + 1, 0),
-            block=row.block + (opened > 0),
-            queue=queue,
-            closing=jnp.where(closed, stage, row.closing),
-            finished=row.finished | ((mode == 0) & stop),
-            token=token,
-            hidden=hidden,
-            seen=None if row.seen is None else row.seen.at[c, b, token].max(~row.finished),
-        )
-
-    def _pick(self, row: _Row, logits, s, item, seed):
-        if self.decoding.repetition_penalty != 1:
-            logits = penalise(logits, row.seen, self.decoding.repetition_penalty)
-        banned = jnp.zeros((self.C, logits.shape[-1]), bool)
-        banned = banned.at[:, self.plan.start].max(self.condition.banned)
-        logits = jnp.where(banned[:, None], -jnp.inf, logits)
-        key = lambda item: jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), item), s)  # noqa: E731
-        keys = jax.vmap(key)(item)
-        over_items = jax.vmap(lambda row, k: pick(row, k, self.decoding))
-        return jax.vmap(over_items, in_axes=(0, None))(logits, keys)
-
-    def _queue_start(self) -> jax.Array:
-        """[C]: where the queue of closing tokens begins; past its end if nothing is forced."""
-        if len(self.plan.after):
-            return jnp.zeros(self.C, jnp.int32)
-        return jnp.where(self.condition.close, 0, self._closing_tokens()).astype(jnp.int32)
-
-    def _closing_token(self, stage, queue) -> jax.Array:
-        if len(self.plan.after):
-            return self.plan.after[jnp.minimum(queue, len(self.plan.after) - 1)]
-        return self.plan.end[stage]
 
 
 def _blank_taps(C, B, text, compute, record) -> dict:

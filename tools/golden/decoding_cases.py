@@ -77,7 +77,7 @@ def _named(case: Case, the_plan: Plan, prefix: str) -> tuple[cond.Named, list[np
         blocks = np.split(eta, np.cumsum(quota)[:-1])
         sigma = float(prefix.split("_")[1])
         return cond.Named(prefix, mix=sigma, source="recorded"), blocks
-    donor = int(case["donor_record_idx"])
+    donor = int(case["donor_record_idx"].item())
     found = [f"donor_records_{s}_fp16" for s in stages]
     return cond.replaced("recorded"), [case[k][donor].astype(np.float32) for k in found]
 

@@ -1,9 +1,8 @@
 """Does the network equal the reference, stage by stage? Cases A1 to A5.
 
-Each stage is fed the reference's own input of that stage. End to end, rounding in the reference's patch embedding
-(1e-6 of the scale: a sequential fp32 sum of 1,176 products) grows through these small networks to 3e-5 to 5e-5: so
-far is the recorded fp32 run from the same network in fp64. The chain from pixels to logits is therefore checked at
-1e-4, and every stage at 2e-5.
+The patch embedding is checked by itself; everything after it starts from the reference's rounding of it (see
+`golden.case.reference_patch_embedding`). Every stage agrees to 2e-5 from the recorded input of that stage; the whole
+chain from pixels to logits, through which rounding grows in these small networks, to 5e-5.
 """
 
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from lvr_jax.models.qwen2_5_vl.model import Images
 from lvr_jax.models.qwen2_5_vl.rope import vision_table
 from lvr_jax.models.qwen2_5_vl.text import Tokens
 
-STAGE, CHAIN = 2e-5, 1e-4
+TOLERANCE, CHAIN = 2e-5, 5e-5
 
 
 def layout_checks(case: Case) -> Iterator[Check]:
@@ -35,24 +34,24 @@ def layout_checks(case: Case) -> Iterator[Check]:
         frequencies = 1e4 ** -(np.arange(0, c.head_width // 2, 2) / (c.head_width // 2))
         ids = layout.rotary_ids.reshape(-1, 2)[layout.patch_slot]
         yield relative("vis_rotary_pos_emb", (ids[..., None] * frequencies).reshape(len(ids), -1),
-                       case["vis_rotary_pos_emb"], STAGE)  # fmt: skip
+                       case["vis_rotary_pos_emb"], TOLERANCE)  # fmt: skip
 
 
 def tower_checks(case: Case) -> Iterator[Check]:
     """Patch embedding, each block fed the recorded output of the one before, the merger, and the tower as a whole."""
-    model, c = case.model.bound, case.model.config.vision
+    model, c = case.own_model.bound, case.own_model.config.vision
     grids = case["video_grid_thw" if "video_grid_thw" in case else "image_grid_thw"]
     pixels = case["pixel_values_videos" if "video_grid_thw" in case else "pixel_values"]
     layout = vision_layout(grids, merge=c.merge, window=c.window)
     images = Images(layout.place(pixels)[None], layout.segments[None], layout.rotary_ids[None])
     merged, _ = model.encode(images)
     if "image_embeds" in case:
-        yield relative("image_embeds", merged[0][layout.merged_slot], case["image_embeds"], STAGE)
+        yield relative("image_embeds, own rounding", merged[0][layout.merged_slot], case["image_embeds"], TOLERANCE)
     if "vis_patch_embed" not in case:
         return
     filled = layout.segments.reshape(-1) > 0
     embedded = np.asarray(model.vision.embed(images.patches)).reshape(len(filled), -1)
-    yield relative("vis_patch_embed", embedded[layout.patch_slot], case["vis_patch_embed"], STAGE)
+    yield relative("vis_patch_embed", embedded[layout.patch_slot], case["vis_patch_embed"], TOLERANCE)
 
     def in_windows(recorded, order):  # [P, D] -> [1, W, S, D]
         placed = np.zeros((len(filled), recorded.shape[-1]), np.float32)
@@ -68,9 +67,9 @@ def tower_checks(case: Case) -> Iterator[Check]:
         full = jnp.array([i in c.full_attention_layers])
         after, _ = scan_blocks(one, step, before, full, "none")
         recorded = case[f"vis_block{i}_out"]
-        yield relative(f"vis_block{i}_out", np.asarray(after).reshape(len(filled), -1)[filled], recorded, STAGE)
+        yield relative(f"vis_block{i}_out", np.asarray(after).reshape(len(filled), -1)[filled], recorded, TOLERANCE)
         before = in_windows(recorded, np.flatnonzero(filled))
-    yield relative("merger", model.vision.merger(before)[0][layout.merged_slot], case["image_embeds"], STAGE)
+    yield relative("merger", model.vision.merger(before)[0][layout.merged_slot], case["image_embeds"], TOLERANCE)
 
 
 def decoder_checks(case: Case) -> Iterator[Check]:
@@ -88,6 +87,9 @@ def decoder_checks(case: Case) -> Iterator[Check]:
 
     batch = case.batch(examples)
     merged, _ = model.encode(Images(batch["patches"], batch["window_segment"], batch["rotary_ids"]))
+    if "image_embeds" in case:
+        ours = np.concatenate([m[s[s >= 0]] for m, s in zip(np.asarray(merged), batch["vision_slot"])])
+        yield relative("image_embeds", ours, case["image_embeds"], TOLERANCE)
     ways = [("from pixels", merged, CHAIN)]
     if "image_embeds" in case:
         fed, first = np.zeros(merged.shape, np.float32), 0
@@ -96,7 +98,7 @@ def decoder_checks(case: Case) -> Iterator[Check]:
             slots = batch["vision_slot"][row][batch["vision_slot"][row] >= 0]
             fed[row][slots] = case["image_embeds"][first : first + count]
             first += count
-        ways.append(("from image_embeds", jnp.asarray(fed), STAGE))
+        ways.append(("from image_embeds", jnp.asarray(fed), TOLERANCE))
     for way, vision, tolerance in ways:
         yield from _decode(case, batch, mask, vision, way, tolerance)
 

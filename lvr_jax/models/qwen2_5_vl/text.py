@@ -38,8 +38,8 @@ class Tokens:
     positions: [B, 3, T] M-RoPE ids
     segment:   [B, T], 0 for padding; tokens see their own segment only, so packed examples do not meet
     role:      [B, T] or None, with blocked [R, R] or [B, R, R]: attention routing (models.attention.Queries)
-    flow:      [B, T] bool or None: where False, nothing is back-propagated through this token's activations, neither
-               its residual stream nor its keys and values, at any layer
+    flow:      [B, T] bool or None: where False, nothing is back-propagated through what enters a block at this token,
+               neither the residual stream nor keys and values, at any layer
     """
 
     positions: jax.Array
@@ -135,7 +135,7 @@ class Decoder(nnx.Module):
         x, (own, out) = scan_blocks(self.blocks, step, x, layers, compute.remat)
         if "states" in taps:
             out["states"] = jnp.concatenate([embedded[None], out["states"]])
-        hidden = rms_norm(tokens.only_flow(x), self.norm, c.norm_eps)
+        hidden = rms_norm(x, self.norm, c.norm_eps)
         role = tokens.role if tokens.role is not None else jnp.zeros_like(tokens.segment)
         return hidden, Cache(*own, tokens.segment, role) if keep_cache else None, out
 
