@@ -188,6 +188,7 @@ FAULTS = [      # format, where, what instead (... removes it), field named, wha
     ("monet", ["data", 2, "content", 0, "text"], "Zoom in.", "data", HELPER),
     ("monet", ["data", 2, "content", 2, "text"], f"{HELPER} \\boxed{{Zoë}}", "data", HELPER),
     ("monet", ["data", 2, "content", 0, "text"], f"{HELPER}{HELPER}", "data", HELPER),
+    ("monet", ["data", 2, "content", 0], {"type": "image", "image": "b.png"}, "data", HELPER),
     ("monet", ["data", 2, "role"], "user", "data", "one assistant turn"),
     ("monet", ["data", 1, "content", 0], {"type": "text", "text": "x"}, "data", "an image in the user turn"),
     ("monet", ["data", 1, "content", 0], {"type": "video"}, "data[1].content[0]", "of type image"),

@@ -129,6 +129,13 @@ def test_scenes_draw_digits_of_their_own_split_only(source, index):
     assert all(sample in pools[digit] for sample, digit in zip(scene.samples, scene.classes, strict=True))
 
 
+def test_train_and_test_scenes_are_laid_out_independently():
+    train, test = DigitSearch(200), DigitSearch(200, split="test")
+    pairs = [(train.scene(i), test.scene(i)) for i in range(200)]
+    assert not any(np.array_equal(a.canvas, b.canvas) for a, b in pairs)
+    assert sum(a.classes == b.classes or a.colours == b.colours for a, b in pairs) <= 2
+
+
 @settings(max_examples=60, deadline=None)
 @given(source=digit_sources(noise=0), index=INDEX)
 def test_ink_boxes_cover_exactly_the_ink(source, index):
@@ -287,6 +294,15 @@ def test_every_shape_has_four_rotations_fits_and_is_connected(size):
         turned = {rotate(shape, quarters) for quarters in range(4)}
         assert len(turned) == 4 and {shape_of(cells) for cells in turned} == {shape}
         assert all(polyominoes.fits(cells) and polyominoes.connected(cells) for cells in turned)
+
+
+def test_a_quarter_turn_is_clockwise_as_seen():
+    for shape in polyominoes.asymmetric_shapes(5):
+        board = np.zeros((GRID, GRID), bool)
+        board[tuple(np.transpose(shape))] = True
+        for quarters in range(4):
+            seen = np.rot90(board, -quarters)               # negative: clockwise, with rows counted downwards
+            assert rotate(shape, quarters) == polyominoes.normalise(np.argwhere(seen).tolist())
 
 
 def read_panel(image, place, panel):
