@@ -14,161 +14,13 @@ Why nothing but the picture can answer:
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Callable
 
 import numpy as np
-from PIL import Image
 
+from lvr_jax.data.digit_pictures import COLOUR_NAMES, SPLITS, DigitScene, blacked_out, load_glyphs, paint
+from lvr_jax.data.digit_questions import KINDS, PLACE_KINDS, Question
 from lvr_jax.data.options import LETTERS, with_options
-from lvr_jax.data.sample import Box, Sample
-from lvr_jax.data.scene_colours import COLOURS
-
-COLOUR_NAMES = tuple(COLOURS)
-PALETTE = np.array(list(COLOURS.values()), np.uint16)                  # [8, 3]
-SPLITS = ("train", "test")
-
-HELD_OUT_SHARE = 0.3
-INK_THRESHOLD = 48     # of 255: fainter pixels of an enlarged digit are dropped, so that "ink" has a sharp edge
-
-
-@dataclasses.dataclass(frozen=True)
-class Glyphs:
-    """The digit samples enlarged to one canvas size, with the tight box of their ink."""
-
-    alpha: np.ndarray                                   # [N, S, S] uint8, 0 where there is no ink
-    ink: np.ndarray                                     # [N, 4] int64, x0, y0, x1, y1 in canvas pixels, end-exclusive
-    pools: dict[str, tuple[np.ndarray, ...]]            # split -> for each class, the sample numbers it may draw
-
-
-@functools.cache
-def load_glyphs(digit_size: int) -> Glyphs:
-    """Glyphs at `digit_size` px; made once a process, so that a source itself stays small enough to pickle."""
-    from sklearn.datasets import load_digits  # here, because it takes a second to import
-
-    digits = load_digits()
-    sources = np.round(digits.images * (255 / 16)).astype(np.uint8)
-    alpha = np.stack([np.asarray(Image.fromarray(d).resize((digit_size, digit_size), Image.Resampling.BICUBIC))
-                      for d in sources])                # [N, S, S]
-    alpha = np.where(alpha >= INK_THRESHOLD, alpha, 0).astype(np.uint8)
-    rows, columns = alpha.any(2), alpha.any(1)          # [N, S] each
-    ink = np.stack([columns.argmax(1), rows.argmax(1),
-                    digit_size - columns[:, ::-1].argmax(1), digit_size - rows[:, ::-1].argmax(1)], 1)
-    pools: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
-    for digit in range(10):
-        # A fixed seed: whatever seed a run uses, its train digits are never another run's test digits.
-        members = np.random.default_rng([20240112, digit]).permutation(np.flatnonzero(digits.target == digit))
-        held_out = round(HELD_OUT_SHARE * len(members))
-        pools["test"].append(np.sort(members[:held_out]))
-        pools["train"].append(np.sort(members[held_out:]))
-    return Glyphs(alpha, ink, {split: tuple(pool) for split, pool in pools.items()})
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class DigitScene:
-    """One picture and all there is to know about it; N digits."""
-
-    image: np.ndarray           # [H, W, 3] uint8
-    classes: tuple[int, ...]    # N digits, 0..9
-    colours: tuple[int, ...]    # N numbers into COLOUR_NAMES
-    samples: tuple[int, ...]    # N sample numbers in load_digits
-    canvas: np.ndarray          # [N, 4] int64, x0, y0, x1, y1 px: the disjoint squares in which the digits were drawn
-    ink: np.ndarray             # [N, 4] int64, x0, y0, x1, y1 px, end-exclusive: the tight boxes of their ink
-
-    def normalised(self, n: int) -> Box:
-        """Digit n's ink box as normalised xyxy."""
-        height, width = self.image.shape[:2]
-        x0, y0, x1, y1 = self.ink[n].tolist()
-        return x0 / width, y0 / height, x1 / width, y1 / height
-
-
-@dataclasses.dataclass(frozen=True)
-class Question:
-    text: str
-    answer: str
-    likely: tuple[str, ...]         # wrong answers that the picture suggests: the first choice for distractors
-    unlikely: tuple[str, ...]       # wrong answers that fill up the options
-    targets: tuple[int, ...]        # numbers of the digits that the answer needs
-
-
-def _unique(values: tuple[int, ...]) -> list[int]:
-    return [n for n, value in enumerate(values) if values.count(value) == 1]
-
-
-def _attribute_questions(scene: DigitScene, asked: tuple[int, ...], given: tuple[int, ...], names: tuple[str, ...],
-                         text: Callable[[int], str]) -> list[Question]:
-    visible = {names[value] for value in asked}
-    questions = []
-    for n in _unique(given):
-        answer = names[asked[n]]
-        questions.append(Question(text(n), answer,
-                                  tuple(name for name in names if name in visible and name != answer),
-                                  tuple(name for name in names if name not in visible), (n,)))
-    return questions
-
-
-def _colour_questions(scene: DigitScene) -> list[Question]:
-    return _attribute_questions(scene, scene.colours, scene.classes, COLOUR_NAMES,
-                                lambda n: f"What colour is the {scene.classes[n]}?")
-
-
-def _digit_questions(scene: DigitScene) -> list[Question]:
-    return _attribute_questions(scene, scene.classes, scene.colours, tuple("0123456789"),
-                                lambda n: f"Which digit is {COLOUR_NAMES[scene.colours[n]]}?")
-
-
-def _referents(scene: DigitScene) -> list[tuple[int, str]]:
-    """Every way to name one digit without doubt: (number, name)."""
-    return ([(n, f"the {scene.classes[n]}") for n in _unique(scene.classes)]
-            + [(n, f"the {COLOUR_NAMES[scene.colours[n]]} digit") for n in _unique(scene.colours)])
-
-
-def _centres(scene: DigitScene) -> np.ndarray:
-    return (scene.ink[:, :2] + scene.ink[:, 2:]) / 2    # [N, 2] x, y px
-
-
-SIDES = (("left", "right"), ("top", "bottom"))          # by axis, x then y
-RELATIONS = (("left of", "right of"), ("above", "below"))
-
-
-def _position_questions(scene: DigitScene) -> list[Question]:
-    centres, extent = _centres(scene), scene.image.shape[1::-1]         # width, height
-    margin = (scene.canvas[0, 2] - scene.canvas[0, 0]) / 4              # nearer to the middle, a person may disagree
-    questions = []
-    for n, name in _referents(scene):
-        for axis, sides in enumerate(SIDES):
-            offset = centres[n, axis] - extent[axis] / 2
-            if abs(offset) >= margin:
-                answer = int(offset > 0)
-                questions.append(Question(f"Is {name} in the {sides[0]} or the {sides[1]} half of the picture?",
-                                          sides[answer], (sides[1 - answer],), (), (n,)))
-    return questions
-
-
-def _relation_questions(scene: DigitScene) -> list[Question]:
-    centres = _centres(scene)
-    margin = (scene.canvas[0, 2] - scene.canvas[0, 0]) / 2
-    questions = []
-    referents = _referents(scene)
-    for n, name in referents:
-        for m, other in referents:
-            for axis, relations in enumerate(RELATIONS):
-                offset = centres[n, axis] - centres[m, axis]
-                if n != m and abs(offset) >= margin:
-                    answer = int(offset > 0)
-                    questions.append(Question(f"Is {name} {relations[0]} or {relations[1]} {other}?",
-                                              relations[answer], (relations[1 - answer],), (), (n, m)))
-    return questions
-
-
-KINDS: dict[str, Callable[[DigitScene], list[Question]]] = {
-    "colour": _colour_questions,
-    "digit": _digit_questions,
-    "position": _position_questions,
-    "relation": _relation_questions,
-}
-HARD_KINDS = ("relation",)              # a model of about 1 M parameters stayed at chance on these
-PLACE_KINDS = ("position", "relation")  # a blacked-out digit still shows where it is
+from lvr_jax.data.sample import Sample
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,7 +78,7 @@ class DigitSearch:
             ("kinds", "relation" not in self.kinds or self.digits > 1, "no relation with a single digit"),
             ("kinds", not (self.mask_box and set(self.kinds) & set(PLACE_KINDS)),
              f"none of {', '.join(PLACE_KINDS)} with mask_box: the hole would give the place away"),
-            ("options", self.options == 0 or 2 <= self.options <= len(COLOURS), f"0, or 2 to {len(COLOURS)}"),
+            ("options", self.options == 0 or 2 <= self.options <= len(COLOUR_NAMES), f"0, or 2 to {len(COLOUR_NAMES)}"),
         ):
             if not ok:
                 raise ValueError(f"DigitSearch.{field} = {getattr(self, field)!r}: expected {expected}")
@@ -253,7 +105,7 @@ class DigitSearch:
             boxes=tuple(scene.normalised(n) for n in question.targets),
             category=self._kind(index),
             source="digit_search",
-            input_images=(_blacked_out(scene, question.targets),) if self.mask_box else None,
+            input_images=(blacked_out(scene, question.targets),) if self.mask_box else None,
         )
 
     def scene(self, index: int) -> DigitScene:
@@ -284,14 +136,14 @@ class DigitSearch:
             if questions:       # else no referent is unique: draw anew, which keeps the asked attribute uniform
                 break
         question = questions[rng.integers(len(questions))]
-        _paint(scene, self, rng)
+        paint(scene, self.noise, self.background, rng)
         return scene, question, rng
 
     def _layout(self, rng: np.random.Generator) -> DigitScene:
         """Everything about a scene but its pixels."""
         glyphs = load_glyphs(self.digit_size)
         classes = rng.integers(10, size=self.digits).tolist()
-        colours = rng.integers(len(COLOURS), size=self.digits).tolist()
+        colours = rng.integers(len(COLOUR_NAMES), size=self.digits).tolist()
         pools = glyphs.pools[self.split]
         samples = [int(pools[c][int(u * len(pools[c]))]) for c, u in zip(classes, rng.random(self.digits).tolist())]
         corners = self._corners(rng)                                            # [N, 2] x, y
@@ -322,23 +174,3 @@ class DigitSearch:
 
 def _shuffled(rng: np.random.Generator, words: tuple[str, ...]) -> list[str]:
     return [words[n] for n in rng.permutation(len(words))]
-
-
-def _paint(scene: DigitScene, config: DigitSearch, rng: np.random.Generator) -> None:
-    """Fills in `scene.image`: grey noise, then each digit blended in by its alpha."""
-    height, width = scene.image.shape[:2]
-    grey = np.frombuffer(rng.bytes(height * width), np.uint8).reshape(height, width, 1)
-    base = rng.integers(*config.background)
-    scene.image[:] = (grey.astype(np.uint16) * config.noise >> 8) + base
-    alphas = load_glyphs(config.digit_size).alpha
-    for sample, colour, (x0, y0, x1, y1) in zip(scene.samples, scene.colours, scene.canvas.tolist()):
-        alpha = alphas[sample, :, :, None].astype(np.uint16)
-        under = scene.image[y0:y1, x0:x1]
-        under[:] = (under * (255 - alpha) + PALETTE[colour] * alpha + 127) // 255       # fits 16 bits
-
-
-def _blacked_out(scene: DigitScene, targets: tuple[int, ...]) -> np.ndarray:
-    image = scene.image.copy()
-    for x0, y0, x1, y1 in scene.canvas[list(targets)].tolist():
-        image[y0:y1, x0:x1] = 0
-    return image

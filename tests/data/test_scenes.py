@@ -15,7 +15,8 @@ from sklearn.datasets import load_digits
 
 from lvr_jax.data import polyominoes, rotation_scenes
 from lvr_jax.data.boxes import box_to_tokens, validate
-from lvr_jax.data.digit_scenes import COLOUR_NAMES, DigitSearch, load_glyphs
+from lvr_jax.data.digit_pictures import COLOUR_NAMES, load_glyphs
+from lvr_jax.data.digit_scenes import DigitSearch
 from lvr_jax.data.polyominoes import GRID, free_shape_of, rotate, shape_of
 from lvr_jax.data.rotation_scenes import PIECES, SOLUTION_BOX, RotationAnalogies
 from lvr_jax.data.scene_colours import COLOURS

@@ -1,0 +1,90 @@
+"""What does a digit search scene look like, and what is in it? Handwritten digits enlarged, coloured and blended in."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import numpy as np
+from PIL import Image
+
+from lvr_jax.data.sample import Box
+from lvr_jax.data.scene_colours import COLOURS
+
+COLOUR_NAMES = tuple(COLOURS)
+PALETTE = np.array(list(COLOURS.values()), np.uint16)                  # [8, 3]
+SPLITS = ("train", "test")
+
+HELD_OUT_SHARE = 0.3
+INK_THRESHOLD = 48     # of 255: fainter pixels of an enlarged digit are dropped, so that "ink" has a sharp edge
+
+
+@dataclasses.dataclass(frozen=True)
+class Glyphs:
+    """The digit samples enlarged to one canvas size, with the tight box of their ink."""
+
+    alpha: np.ndarray                                   # [N, S, S] uint8, 0 where there is no ink
+    ink: np.ndarray                                     # [N, 4] int64, x0, y0, x1, y1 in canvas pixels, end-exclusive
+    pools: dict[str, tuple[np.ndarray, ...]]            # split -> for each class, the sample numbers it may draw
+
+
+@functools.cache
+def load_glyphs(digit_size: int) -> Glyphs:
+    """Glyphs at `digit_size` px; made once a process, so that a source itself stays small enough to pickle."""
+    from sklearn.datasets import load_digits  # here, because it takes a second to import
+
+    digits = load_digits()
+    sources = np.round(digits.images * (255 / 16)).astype(np.uint8)
+    alpha = np.stack([np.asarray(Image.fromarray(d).resize((digit_size, digit_size), Image.Resampling.BICUBIC))
+                      for d in sources])                # [N, S, S]
+    alpha = np.where(alpha >= INK_THRESHOLD, alpha, 0).astype(np.uint8)
+    rows, columns = alpha.any(2), alpha.any(1)          # [N, S] each
+    ink = np.stack([columns.argmax(1), rows.argmax(1),
+                    digit_size - columns[:, ::-1].argmax(1), digit_size - rows[:, ::-1].argmax(1)], 1)
+    pools: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
+    for digit in range(10):
+        # A fixed seed: whatever seed a run uses, its train digits are never another run's test digits.
+        members = np.random.default_rng([20240112, digit]).permutation(np.flatnonzero(digits.target == digit))
+        held_out = round(HELD_OUT_SHARE * len(members))
+        pools["test"].append(np.sort(members[:held_out]))
+        pools["train"].append(np.sort(members[held_out:]))
+    return Glyphs(alpha, ink, {split: tuple(pool) for split, pool in pools.items()})
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class DigitScene:
+    """One picture and all there is to know about it; N digits."""
+
+    image: np.ndarray           # [H, W, 3] uint8
+    classes: tuple[int, ...]    # N digits, 0..9
+    colours: tuple[int, ...]    # N numbers into COLOUR_NAMES
+    samples: tuple[int, ...]    # N sample numbers in load_digits
+    canvas: np.ndarray          # [N, 4] int64, x0, y0, x1, y1 px: the disjoint squares in which the digits were drawn
+    ink: np.ndarray             # [N, 4] int64, x0, y0, x1, y1 px, end-exclusive: the tight boxes of their ink
+
+    def normalised(self, n: int) -> Box:
+        """Digit n's ink box as normalised xyxy."""
+        height, width = self.image.shape[:2]
+        x0, y0, x1, y1 = self.ink[n].tolist()
+        return x0 / width, y0 / height, x1 / width, y1 / height
+
+
+def paint(scene: DigitScene, noise: int, background: tuple[int, int], rng: np.random.Generator) -> None:
+    """Fills in `scene.image`: grey noise, then each digit blended in by its alpha."""
+    height, width = scene.image.shape[:2]
+    grey = np.frombuffer(rng.bytes(height * width), np.uint8).reshape(height, width, 1)
+    base = rng.integers(*background)
+    scene.image[:] = (grey.astype(np.uint16) * noise >> 8) + base
+    alphas = load_glyphs(int(scene.canvas[0, 2] - scene.canvas[0, 0])).alpha
+    for sample, colour, (x0, y0, x1, y1) in zip(scene.samples, scene.colours, scene.canvas.tolist()):
+        alpha = alphas[sample, :, :, None].astype(np.uint16)
+        under = scene.image[y0:y1, x0:x1]
+        under[:] = (under * (255 - alpha) + PALETTE[colour] * alpha + 127) // 255       # fits 16 bits
+
+
+def blacked_out(scene: DigitScene, targets: tuple[int, ...]) -> np.ndarray:
+    """The picture with the canvases of `targets` black."""
+    image = scene.image.copy()
+    for x0, y0, x1, y1 in scene.canvas[list(targets)].tolist():
+        image[y0:y1, x0:x1] = 0
+    return image
