@@ -18,8 +18,9 @@ from lvr_jax.models.precision import wide
 
 IMPLEMENTATIONS = ("xla", "splash", "cudnn")
 
-# Scores held at once, 1 GiB in fp32. One image of 20,480 patches and 16 heads would need 26 GB of them.
-MAX_SCORES = 2**28
+# Scores held at once, 256 MiB in fp32 (a backward pass holds five times as much). One image of 20,480 patches and 16
+# heads has 26 GB of them.
+MAX_SCORES = 2**26
 # ... but a block is never so small that it starves the matrix unit.
 MIN_QUERIES = 256
 

@@ -153,4 +153,5 @@ def mrope_positions(
     if placeholder[at:].any():
         raise LayoutError(f"token {at + int(np.argmax(placeholder[at:]))} is a placeholder without a grid")
     positions[:, at:] = start + np.arange(len(tokens) - at)
-    return positions.astype(np.int32), int(start + len(tokens) - at)
+    # Both versions decode from the largest position on, though transformers 5 may place text after a video below it.
+    return positions.astype(np.int32), int(positions.max(initial=-1)) + 1

@@ -8,6 +8,7 @@ from collections.abc import Collection
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from lvr_jax.models.attention import Keys, Queries, attention
@@ -21,11 +22,28 @@ IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
 IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
+# Every pixel value as the Hugging Face processor makes it, [256, C]: three fp32 roundings, divisions included.
+PIXELS = (np.arange(256, dtype=np.float32)[:, None] / np.float32(255) - np.float32(IMAGE_MEAN)) / np.float32(IMAGE_STD)
+
+
 def normalise(patches: jax.Array, channels: int = 3) -> jax.Array:
-    """uint8 patches [..., C * n] -> fp32, rescaled and normalised per channel as the Hugging Face processor does."""
-    x = patches.reshape(*patches.shape[:-1], channels, -1).astype(jnp.float32) * jnp.float32(1 / 255)
-    x = (x - jnp.array(IMAGE_MEAN, jnp.float32)[:, None]) / jnp.array(IMAGE_STD, jnp.float32)[:, None]
-    return x.reshape(patches.shape)
+    """uint8 patches [..., C * n] -> fp32, rescaled and normalised per channel as the Hugging Face processor does.
+
+    Bit for bit, by looking each value up: XLA turns division by a constant into a product and fuses it with the
+    subtraction, which changes most values in the last bits (2026-11, jax 0.10.2). A TPU, where scalar look-ups are
+    slow, computes and is off by 5e-7 at most.
+    """
+    x = patches.reshape(*patches.shape[:-1], channels, -1)                               # [..., C, n]
+    return jax.lax.platform_dependent(x, tpu=_computed, default=_looked_up).reshape(patches.shape)
+
+
+def _looked_up(x: jax.Array) -> jax.Array:
+    first = len(PIXELS) * np.arange(x.shape[-2], dtype=np.int32)[:, None]
+    return jnp.take(PIXELS.T.reshape(-1), x + first, axis=0)
+
+
+def _computed(x: jax.Array) -> jax.Array:
+    return (x.astype(jnp.float32) / 255 - np.float32(IMAGE_MEAN)[:, None]) / np.float32(IMAGE_STD)[:, None]
 
 
 class VisionBlock(nnx.Module):

@@ -1,0 +1,197 @@
+"""Does the door to attention give softmax attention, whatever the mask, the kernel and the length?"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from networks import QUICK, distance
+
+from lvr_jax.models import attention as door
+from lvr_jax.models.attention import AttentionError, Keys, Queries
+
+attention = functools.partial(jax.jit, static_argnames=("implementation", "weights"), compiler_options=QUICK)(
+    door.attention
+)
+
+# fp32 softmax over at most a few hundred keys: some tens of roundings of 6e-8.
+FP32 = 1e-5
+
+
+def random_keys(rng, B, S, K, H, segments=2, roles=None, causal=False) -> Keys:
+    k, v = (jnp.array(rng.standard_normal((B, S, K, H)), jnp.float32) for _ in range(2))
+    role = None if roles is None else jnp.array(rng.integers(0, roles, (B, S)))
+    return Keys(k, v, jnp.array(rng.integers(1, segments + 1, (B, S))), role, causal)
+
+
+def random_queries(rng, B, T, N, H, segments=2, roles=None, blocked=None) -> Queries:
+    q = jnp.array(rng.standard_normal((B, T, N, H)), jnp.float32)
+    role = None if roles is None else jnp.array(rng.integers(0, roles, (B, T)))
+    return Queries(q, jnp.array(rng.integers(1, segments + 1, (B, T))), role, blocked)
+
+
+def naive(queries: Queries, *keys: Keys):
+    """fp64 loops over rows, heads and queries: [B, T, N, H] and weights [B, N, T, S]."""
+    q = np.asarray(queries.q, np.float64)
+    k, v = (np.concatenate([np.asarray(getattr(part, x), np.float64) for part in keys], 1) for x in "kv")
+    B, T, N, H = q.shape
+    group = N // k.shape[2]
+    out, weights = np.zeros_like(q), np.zeros((B, N, T, k.shape[1]))
+    for b, n, t in np.ndindex(B, N, T):
+        seen = []
+        for part in keys:
+            for s in range(part.k.shape[1]):
+                ok = queries.segment[b, t] == part.segment[b, s] and not (part.causal and s > t)
+                if queries.blocked is not None:
+                    blocked = np.asarray(queries.blocked)
+                    blocked = blocked[b] if blocked.ndim == 3 else blocked
+                    ok = ok and not blocked[queries.role[b, t], part.role[b, s]]
+                seen.append(bool(ok))
+        seen = np.array(seen)
+        if seen.any():
+            e = np.exp(q[b, t, n] @ k[b, seen, n // group].T / np.sqrt(H))
+            weights[b, n, t, seen] = e / e.sum()
+            out[b, t, n] = weights[b, n, t] @ v[b, :, n // group]
+    return out, weights
+
+
+def check(queries, *keys):
+    out, weights = attention(queries, *keys, weights=True)
+    expected, expected_weights = naive(queries, *keys)
+    assert distance(out, expected) <= FP32
+    assert distance(weights, expected_weights) <= FP32
+
+
+def test_grouped_queries_with_segments_equal_naive_attention():
+    rng = np.random.default_rng(0)
+    check(random_queries(rng, 2, 5, 6, 8), random_keys(rng, 2, 7, 2, 8))
+
+
+def test_causal_keys_equal_naive_attention():
+    rng = np.random.default_rng(1)
+    check(random_queries(rng, 2, 6, 2, 4), random_keys(rng, 2, 6, 2, 4, causal=True))
+
+
+def test_several_keys_share_one_softmax():
+    rng = np.random.default_rng(2)
+    parts = random_keys(rng, 2, 3, 2, 4), random_keys(rng, 2, 1, 2, 4), random_keys(rng, 2, 5, 2, 4, causal=True)
+    check(random_queries(rng, 2, 5, 4, 4), *parts)
+
+
+@pytest.mark.parametrize("per_row", [False, True])
+def test_blocked_roles_are_not_seen(per_row):
+    rng = np.random.default_rng(3)
+    blocked = jnp.array(rng.random((2, 3, 3) if per_row else (3, 3)) < 0.4)
+    queries = random_queries(rng, 2, 6, 2, 4, roles=3, blocked=blocked)
+    check(queries, random_keys(rng, 2, 4, 1, 4, roles=3), random_keys(rng, 2, 6, 1, 4, roles=3, causal=True))
+
+
+def test_weights_do_not_change_the_result():
+    rng = np.random.default_rng(4)
+    queries, keys = random_queries(rng, 1, 5, 2, 4), random_keys(rng, 1, 5, 2, 4)
+    np.testing.assert_array_equal(attention(queries, keys)[0], attention(queries, keys, weights=True)[0])
+
+
+def gradients(function, queries, *keys):
+    """Of a random projection of the result, in q and in every k and v."""
+
+    def scalar(q, kv):
+        parts = [dataclasses.replace(part, k=k, v=v) for part, (k, v) in zip(keys, kv)]
+        out = function(dataclasses.replace(queries, q=q), *parts)
+        return jnp.sum(out * jax.random.normal(jax.random.key(0), out.shape))
+
+    return jax.jit(jax.grad(scalar, argnums=(0, 1)), compiler_options=QUICK)(queries.q, [(p.k, p.v) for p in keys])
+
+
+def test_a_query_that_sees_nothing_gives_zeros_and_passes_no_gradient():
+    rng = np.random.default_rng(5)
+    queries, keys = random_queries(rng, 1, 4, 2, 4, segments=1), random_keys(rng, 1, 3, 2, 4, segments=1)
+    queries = dataclasses.replace(queries, segment=queries.segment.at[0, 2].set(9))
+    out = attention(queries, keys)[0]
+    assert not out[0, 2].any() and out[0, 1].any()
+    dq, ((dk, dv),) = gradients(lambda q, *k: door.attention(q, *k)[0], queries, keys)
+    assert not dq[0, 2].any() and dq[0, 1].any()
+    assert all(np.isfinite(x).all() for x in (dq, dk, dv))
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("roles", [None, 3])
+def test_query_blocks_give_the_result_of_one_piece(monkeypatch, causal, roles):
+    """The same sums in another order for keys and values, hence fp32 roundings and no more."""
+    rng = np.random.default_rng(6)
+    blocked = None if roles is None else jnp.array(rng.random((3, 3)) < 0.3)
+    queries = random_queries(rng, 2, 37, 4, 8, roles=roles, blocked=blocked)
+    keys = [random_keys(rng, 2, 5, 2, 8, roles=roles), random_keys(rng, 2, 37, 2, 8, roles=roles, causal=causal)]
+    function = lambda q, *k: door.attention(q, *k)[0]  # noqa: E731
+
+    def run():
+        return jax.jit(function, compiler_options=QUICK)(queries, *keys), gradients(function, queries, *keys)
+
+    whole = run()
+    monkeypatch.setattr(door, "MAX_SCORES", 2 * 4 * 42 * 8)  # rows * heads * keys * 8 queries: five blocks, one padded
+    monkeypatch.setattr(door, "MIN_QUERIES", 1)
+    jax.clear_caches()  # the limit is no argument of a traced program
+    text = str(jax.make_jaxpr(function)(queries, *keys))
+    assert "scan" in text and "2,2,2,37,37" not in text and "2,2,2,8,37" in text
+    for a, b in zip(jax.tree.leaves(run()), jax.tree.leaves(whole)):
+        assert distance(a, b) <= FP32
+
+
+def test_a_long_image_never_holds_all_its_scores():
+    """20,480 patches and 16 heads: 26 GB of fp32 scores in one piece; in blocks a few times MAX_SCORES."""
+    P, N, H = 20_480, 16, 80
+
+    def loss(q, k, v, segment):
+        return door.attention(Queries(q, segment), Keys(k, v, segment))[0].astype(jnp.float32).sum()
+
+    array, ids = jax.ShapeDtypeStruct((1, P, N, H), jnp.bfloat16), jax.ShapeDtypeStruct((1, P), jnp.int32)
+    step = jax.jit(jax.grad(loss, argnums=(0, 1, 2)), compiler_options=QUICK).lower(array, array, array, ids).compile()
+    assert step.memory_analysis().temp_size_in_bytes < 8 * 4 * door.MAX_SCORES
+
+
+def splash_arguments(T, N, K, H, causal, rng):
+    """Padded, packed rows: segments 1, 2, then padding, of different lengths in each row."""
+    cuts = np.array([[T // 3, T - 20], [T // 2, T - 1]])
+    place = np.arange(T)
+    segment = np.stack([np.where(place < a, 1, np.where(place < b, 2, 0)) for a, b in cuts])
+    queries, keys = random_queries(rng, 2, T, N, H), random_keys(rng, 2, T, K, H, causal=causal)
+    segment = jnp.array(segment, jnp.int32)
+    return dataclasses.replace(queries, segment=segment), dataclasses.replace(keys, segment=segment)
+
+
+@pytest.mark.parametrize(
+    "T, N, K, H, causal", [(256, 4, 2, 128, True), (128, 2, 2, 80, False), (128, 3, 1, 128, True)]
+)
+def test_splash_equals_xla_in_values_and_gradients(T, N, K, H, causal):
+    """The kernel itself, interpreted: causal and full, packed segments, grouped queries, head widths 128 and 80."""
+    queries, keys = splash_arguments(T, N, K, H, causal, np.random.default_rng(7))
+    xla = lambda q, k: door.attention(q, k)[0]  # noqa: E731
+    splash = lambda q, k: door._splash(q, k, interpret=True)  # noqa: E731
+    assert distance(jax.jit(splash, compiler_options=QUICK)(queries, keys), attention(queries, keys)[0]) <= FP32
+    for a, b in zip(*(jax.tree.leaves(gradients(f, queries, keys)) for f in (splash, xla))):
+        assert distance(a, b) <= FP32
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"implementation": "flash"}, "attention implementation 'flash', expected one of"),
+        ({"weights": True}, "splash attention does not return weights; use implementation='xla'"),
+        ({"implementation": "cudnn", "weights": True}, "cudnn attention does not return weights"),
+        ({"cache": True}, "splash attention takes the pass's own keys only, not a cache"),
+        ({"roles": True}, "splash attention cannot express a mask by roles"),
+        ({"T": 100}, "splash attention needs lengths that are multiples of 128, got 100 queries and 100 keys"),
+        ({"implementation": "cudnn"}, "cudnn attention takes bf16 or fp16, got float32"),
+    ],
+)
+def test_what_a_kernel_cannot_express_is_refused_by_name(change, message):
+    rng = np.random.default_rng(8)
+    change = {"implementation": "splash", "weights": False, "cache": False, "roles": False, "T": 128} | change
+    T, roles = change["T"], 2 if change["roles"] else None
+    queries = random_queries(rng, 1, T, 2, 8, roles=roles, blocked=jnp.zeros((2, 2), bool) if roles else None)
+    keys = [random_keys(rng, 1, T, 2, 8, roles=roles, causal=True)] * (2 if change["cache"] else 1)
+    with pytest.raises(AttentionError, match=message) as error:
+        attention(queries, *keys, implementation=change["implementation"], weights=change["weights"])
+    assert "\n" not in str(error.value)
