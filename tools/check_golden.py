@@ -11,10 +11,10 @@ import argparse
 import pathlib
 import sys
 
-from golden import decoding_cases, model_cases, training_cases
+from golden import decoding_cases, input_cases, model_cases, training_cases
 from golden.case import Case, CaseError, Check
 
-CHECKERS = {**model_cases.CHECKERS, **decoding_cases.CHECKERS, **training_cases.CHECKERS}
+CHECKERS = {**input_cases.CHECKERS, **model_cases.CHECKERS, **decoding_cases.CHECKERS, **training_cases.CHECKERS}
 
 
 def checks(case: Case):

@@ -13,6 +13,7 @@ from flax import nnx
 from lvr_jax.checkpoints import load_hf
 from lvr_jax.data.packing import Batch, Geometry, collate
 from lvr_jax.data.sample import Example
+from lvr_jax.data.tokenizers import ChatTokenizer, load_tokenizer
 from lvr_jax.models.qwen2_5_vl.config import Config
 from lvr_jax.models.qwen2_5_vl.layout import mrope_positions
 
@@ -129,6 +130,10 @@ class Case:
             for path in sorted(self.path.parent.glob(pattern)):
                 if path != self.path:
                     yield Case(path)
+
+    @property
+    def tokenizer(self) -> ChatTokenizer:
+        return load_tokenizer(self.path.parent.parent / "checkpoints" / "tokenizer.json")
 
     @property
     def own_model(self) -> Model:

@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from golden.case import Case, Check, Model, equal, relative
-from lvr_jax.data.tokenizers import load_tokenizer
 from lvr_jax.latents import conditions as cond
 from lvr_jax.latents import rollout
 from lvr_jax.latents.decoding import Decoding
@@ -51,10 +50,9 @@ def head_module(case: Case) -> Iterator[Check]:
 
 
 def _plan(case: Case) -> Plan:
-    tokenizer = load_tokenizer(case.path.parent.parent / "checkpoints" / "tokenizer.json")
     staged = "s" in case.meta or "plvr" in case.name
     spec = SYSTEMS["p_lvr" if staged else "lvr"]
-    ids = {t: tokenizer.id(t) for t in (*spec.added_tokens,)}
+    ids = {t: case.tokenizer.id(t) for t in (*spec.added_tokens,)}
     return plan(spec, ids, case.meta.get("s", case.meta.get("K")))
 
 

@@ -14,6 +14,7 @@ from flax import nnx
 
 from golden.case import Case, Check, equal, relative
 from golden.decoding_cases import model_of
+from golden.input_cases import sequences
 from lvr_jax.data.packing import Batch
 from lvr_jax.data.sample import ROLE_LATENT, Example
 from lvr_jax.latents import objectives
@@ -103,6 +104,8 @@ def gradient_of(gradients: dict, config, name: str) -> np.ndarray:
 
 
 def check(case: Case) -> Iterator[Check]:
+    if "records_json" in case:
+        yield from sequences(case)
     model, batch, objective = model_of(case), batch_of(case), objective_of(case)
     weights = Weights(jnp.float32(case["lambda_lvr"]), jnp.float32(0))
     latent = np.asarray(objectives.is_latent(batch))
