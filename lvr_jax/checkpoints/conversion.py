@@ -26,7 +26,7 @@ from lvr_jax.checkpoints.folder import (
     resolve,
 )
 from lvr_jax.checkpoints.hugging_face import EMBED, HEAD, HuggingFace, open_hf
-from lvr_jax.checkpoints.orbax_io import Index, Pieces, chunk_shape, open_arrays, write_pieces
+from lvr_jax.checkpoints.orbax_io import Index, Pieces, chunk_shape, open_arrays, read, write_pieces
 from lvr_jax.checkpoints.ours import Ours, open_ours
 from lvr_jax.checkpoints.safetensors_io import (
     Tensor,
@@ -47,8 +47,11 @@ def _silent(count: int) -> None:
 
 
 def compact(x: np.ndarray) -> np.ndarray:
-    """A contiguous copy of a view. In strips of its last axis: four times as fast as NumPy's own way to transpose."""
-    if x.flags.c_contiguous:
+    """A contiguous, aligned copy of a view, in strips of its last axis: four times as fast as NumPy transposes.
+
+    Alignment: the header of a safetensors file may have any length, and its data begin right behind.
+    """
+    if x.flags.c_contiguous and x.flags.aligned:
         return x
     out = np.empty(x.shape, x.dtype)
     for i in range(0, x.shape[-1], 16):
@@ -115,20 +118,22 @@ def to_flax(
             for name, header in source.headers.items():
                 (folder / HEADERS / f"{name}.header").write_bytes(header)
         if verify:
-            _compare(open_arrays(folder / PARAMS), source, target, progress)
+            _compare(open_arrays(folder / PARAMS), source, progress)
         mark_complete(folder)
     return source
 
 
-def _compare(arrays: dict[str, ts.TensorStore], source: HuggingFace, target, progress: Progress) -> None:
-    """Every stored array, taken back to the Hugging Face axes, against the tensor on the disk."""
+def _compare(arrays: dict[str, ts.TensorStore], source: HuggingFace, progress: Progress, exported: bool = False) -> None:
+    """Every stored array, taken back to the Hugging Face axes, against the tensor on the disk, in the output's type:
+    the tensor's if it was `exported`, the stored array's otherwise."""
     for name, slot in slots(source.config).items():
         tensor = source.tensors[name]
-        for start, stop in _blocks(slot, target(tensor)):
-            stored = arrays[slot.path][_place(slot, start, stop)].read().result()
+        for start, stop in _blocks(slot, tensor.dtype):
+            stored = read(arrays, slot.path, _place(slot, start, stop))
             wanted = tensor.read(start, stop) if slot.same else tensor.read()
             stored = stored if slot.same else slot.to_hf(stored)
-            if not same_bits(stored, wanted.astype(target(tensor), copy=False)):
+            final = wanted.dtype if exported else stored.dtype
+            if not same_bits(stored.astype(final, copy=False), wanted.astype(final, copy=False)):
                 raise CheckpointError(f"{tensor.file}: {tensor.name} differs from what was written as {slot.path}")
             progress(wanted.nbytes)
 
@@ -164,14 +169,14 @@ def to_hf(
     with building(hf_dir, overwrite) as folder:
         plan = {name: parse_header(header, Path(folder) / name) for name, header in headers.items()}
         _require_space(folder, sum(tensor.nbytes for tensors in plan.values() for tensor in tensors))
-        copy_files(list_files(source.files), source.files, folder)
+        copy_files([f for f in list_files(source.files) if exact or f.name != INDEX], source.files, folder)
         if not exact:
             _write_index(folder, shards)
             (folder / "config.json").write_text(json.dumps(_updated(source, target(table[EMBED])), indent=2) + "\n")
         for name, tensors in plan.items():
             write_file(Path(folder) / name, headers[name], _pieces(tensors, source, table, progress))
         if verify:
-            _compare(source.arrays, open_hf(folder), lambda tensor: tensor.dtype, progress)
+            _compare(source.arrays, open_hf(folder), progress, exported=True)
     return source
 
 
@@ -180,7 +185,7 @@ def _pieces(tensors: list[Tensor], source: Ours, table: dict[str, Slot], progres
         name = canonical(tensor.name)
         slot = table.get(name) or table[EMBED if name == HEAD else name]      # a redundant head of a tied checkpoint
         for start, stop in _blocks(slot, tensor.dtype):
-            x = source.arrays[slot.path][_place(slot, start, stop)].read().result()
+            x = read(source.arrays, slot.path, _place(slot, start, stop))
             progress(x.nbytes)
             yield compact((x if slot.same else slot.to_hf(x)).astype(tensor.dtype, copy=False))
 

@@ -56,7 +56,7 @@ def is_ours(folder: epath.Path) -> bool:
         if version != FORMAT:
             raise CheckpointError(f"{folder / MARKER}: format is {version!r}, expected {FORMAT}")
         return True
-    if (folder / PARAMS).exists() or folder.name.endswith(".incomplete"):
+    if any(folder.glob(f"{PARAMS}*")) or folder.name.endswith(".incomplete"):      # Orbax, too, has a temporary name
         raise CheckpointError(f"{folder}: half-written checkpoint, {MARKER} is missing; convert or save it again")
     return False
 
