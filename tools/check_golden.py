@@ -11,10 +11,14 @@ import argparse
 import pathlib
 import sys
 
-from golden import decoding_cases, input_cases, model_cases, training_cases
+from golden import decoding_cases, input_cases, model_cases, prism_cases, training_cases
 from golden.case import Case, CaseError, Check
 
-CHECKERS = {**input_cases.CHECKERS, **model_cases.CHECKERS, **decoding_cases.CHECKERS, **training_cases.CHECKERS}
+CHECKERS = {
+    kind: check
+    for family in (input_cases, model_cases, training_cases, decoding_cases, prism_cases)
+    for kind, check in family.CHECKERS.items()
+}
 
 
 def checks(case: Case):

@@ -25,7 +25,7 @@ from lvr_jax.models.qwen2_5_vl.params import LATENT_HEAD, slots
 REPLAYED, FREE, TIE = 1e-4, 5e-2, 0.02
 
 # Cases of one shape share a program.
-prefill = jax.jit(rollout.prefill, static_argnums=0)
+prefill = jax.jit(rollout.prefill, static_argnums=0, static_argnames="taps")
 sweep = jax.jit(rollout.sweep, static_argnums=0, static_argnames=("decoding", "steps"))
 
 
@@ -49,7 +49,7 @@ def head_module(case: Case) -> Iterator[Check]:
     yield relative("y", model_of(case).bound.latent_head(case["x"]), case["y"], 2e-5)
 
 
-def _plan(case: Case) -> Plan:
+def plan_of(case: Case) -> Plan:
     staged = "s" in case.meta or "plvr" in case.name
     spec = SYSTEMS["p_lvr" if staged else "lvr"]
     ids = {t: case.tokenizer.id(t) for t in (*spec.added_tokens,)}
@@ -85,10 +85,10 @@ def _bank(blocks: list[np.ndarray] | None, prefix, the_plan: Plan) -> Bank:
     return Bank(jnp.asarray(np.broadcast_to(filled, (1, B, *filled.shape))), jnp.zeros(D))
 
 
-def _run(case: Case, run: str, replay: bool, *, rows=None, shift=0) -> Trace:
+def trace_of(case: Case, run: str, replay: bool, *, rows=None, shift=0) -> Trace:
     """Our trace [B, S, ...] of the recorded run whose keys begin with `run`."""
     model = model_of(case)
-    the_plan = _plan(case)
+    the_plan = plan_of(case)
     examples = case.rows() if rows is None else rows
     prefix, _ = prefill(model.graph, model.params, case.batch(examples), jnp.arange(len(examples)))
     generated = np.atleast_2d(case[f"{run}generated"])
@@ -124,7 +124,7 @@ def _compare(case: Case, run: str = "", label: str = "", **options) -> Iterator[
     generated = np.atleast_2d(case[f"{run}generated"])
     mode, margin = case[f"{run}step_mode_pre"].T, case[f"{run}step_top2_margin"].T
     for replay in (True, False):
-        trace = _run(case, run, replay, **options)
+        trace = trace_of(case, run, replay, **options)
         way = f"{label or run}{'replayed' if replay else 'free'}"
         for b, ids in enumerate(generated):
             row = f"{way}[{b}] " if len(generated) > 1 else f"{way} "
@@ -151,7 +151,7 @@ def _compare(case: Case, run: str = "", label: str = "", **options) -> Iterator[
 
 def _headed(case: Case) -> Iterator[Check]:
     """With a head the recorded state is that before it: ours at a latent step is the head's output of it."""
-    trace = _run(case, "", True)
+    trace = trace_of(case, "", True)
     head = model_of(case).bound.latent_head
     for s, hidden in enumerate(case["step_hidden"][:, 0]):
         theirs = np.asarray(head(jnp.asarray(hidden))) if case["step_mode_pre"][s, 0] else hidden
