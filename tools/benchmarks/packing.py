@@ -1,6 +1,6 @@
 """What share of a row's tokens is not padding, on the real sizes, boxes and texts of Visual-CoT?
 
-All sroie, vsr and dude rows, shuffled, as LVR training sequences of Qwen2.5-VL, through the packer of the input pipeline
+All sroie, vsr and dude rows, shuffled, as LVR training sequences of Qwen2.5-VL, through the packer of the pipeline
 (`fill_row` over the default lookahead). An image may take 5/16 of a row at most: LVR's own proportion (5,120 vision
 tokens in 16,384), which for 4,096 gives Qwen's 1,280 and for 8,192 gives 2,560. The ratio is that of the worst budget.
 The baseline is Grain's first-fit packer with as many open bins as our packer has waiting examples.
