@@ -123,7 +123,7 @@ def to_flax(
     return source
 
 
-def _compare(arrays: dict[str, ts.TensorStore], source: HuggingFace, progress: Progress, exported: bool = False) -> None:
+def _compare(arrays: dict[str, ts.TensorStore], source: HuggingFace, progress: Progress, exported=False) -> None:
     """Every stored array, taken back to the Hugging Face axes, against the tensor on the disk, in the output's type:
     the tensor's if it was `exported`, the stored array's otherwise."""
     for name, slot in slots(source.config).items():
