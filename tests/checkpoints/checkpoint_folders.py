@@ -1,4 +1,5 @@
-"""Small Hugging Face folders of every kind, written by the safetensors library itself, with random bits as weights."""
+"""What do the checkpoint tests run on? Small folders of every kind, written by the safetensors library itself, with
+random bits as weights."""
 
 import json
 import re
@@ -8,10 +9,11 @@ import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
 
+from lvr_jax import checkpoints
 from lvr_jax.models.qwen2_5_vl.config import Config, TextConfig, VisionConfig
-from lvr_jax.models.qwen2_5_vl.params import slots
+from lvr_jax.models.qwen2_5_vl.params import leaves, slots
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 DTYPES = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16, "float32": np.float32}
 SIDE_FILES = {
     "generation_config.json": b'{"temperature": 1e-06}\n',
@@ -87,3 +89,26 @@ def files_of(folder: Path) -> dict[str, bytes]:
 def bits(x) -> np.ndarray:
     x = np.ascontiguousarray(x)
     return x.view(np.uint8)
+
+
+def by_hand(config: Config, tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {
+        path: np.stack([slot.from_hf(tensors[name]) for name, slot in members])
+        if members[0][1].layer is not None
+        else members[0][1].from_hf(tensors[members[0][0]])
+        for path, members in leaves(config).items()
+    }
+
+
+def assert_survives(source: Path, place: Path) -> None:
+    checkpoints.to_flax(source, place / "flax", verify=True)
+    checkpoints.to_hf(place / "flax", place / "again", verify=True)
+    assert files_of(source) == files_of(place / "again")
+
+
+def assert_nothing_left(place: Path, *expected: str) -> None:
+    assert sorted(path.name for path in place.iterdir()) == sorted(expected)
+
+
+def mixed(name: str) -> str:
+    return "float32" if "norm" in name else "bfloat16"
