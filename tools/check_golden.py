@@ -11,12 +11,12 @@ import argparse
 import pathlib
 import sys
 
-from golden import decoding_cases, input_cases, model_cases, prism_cases, training_cases
+from golden import decoding_cases, input_cases, model_cases, optimizer_cases, prism_cases, training_cases
 from golden.case import Case, CaseError, Check
 
 CHECKERS = {
     kind: check
-    for family in (input_cases, model_cases, training_cases, decoding_cases, prism_cases)
+    for family in (input_cases, model_cases, training_cases, optimizer_cases, decoding_cases, prism_cases)
     for kind, check in family.CHECKERS.items()
 }
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from lvr_jax.latents.conditions import ANSWER, IMAGE, LATENT, ROLES, TEXT
 from lvr_jax.latents.unroll import Parts, unroll
@@ -137,24 +138,40 @@ def _same_group(batch: dict) -> jax.Array:
     return group == jnp.pad(group[..., 1:], [(0, 0)] * (group.ndim - 1) + [(0, 1)])
 
 
-def _own_targets(key, targets, batch, merged):
+def row_keys(batch: dict, key: jax.Array) -> jax.Array:
+    """[B] keys, one a row. Where a step is cut into micro-batches, `row` [B] is a row's number in the whole batch: what
+    is drawn for a row depends on nothing else, neither on the cut nor on the sharding."""
+    rows = batch["row"] if "row" in batch else jnp.arange(batch["tokens"].shape[0])
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, rows)
+
+
+def _normal(keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Standard normal draws [B, ...], row by row."""
+    return jax.vmap(lambda key: jax.random.normal(key, shape[1:]))(keys)
+
+
+def _uniform(keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    return jax.vmap(lambda key: jax.random.uniform(key, shape[1:]))(keys)
+
+
+def _own_targets(keys, targets, batch, merged):
     return targets
 
 
-def _random_targets(key, targets, batch, merged):
+def _random_targets(keys, targets, batch, merged):
     """A random direction with the target's norm, drawn anew each step."""
-    noise = jax.random.normal(key, targets.shape)
+    noise = _normal(keys, targets.shape)
     norm = lambda x: jnp.linalg.norm(x, axis=-1, keepdims=True)  # noqa: E731
     return noise / norm(noise) * norm(targets)
 
 
-def _shuffled_targets(key, targets, batch, merged):
+def _shuffled_targets(keys, targets, batch, merged):
     """Another merged token of the same row's images, by a random permutation of them."""
     B, M, _ = merged.shape
     filled = (batch["window_segment"].reshape(B, M, -1) > 0).all(-1)                     # [B, M]
     # Sorting puts the filled slots first, in a random order and in their own: slot i of one goes to i of the other.
     rank = jnp.argsort(jnp.where(filled, jnp.arange(M), M), axis=1)
-    drawn = jnp.argsort(jnp.where(filled, jax.random.uniform(key, (B, M)), 2), axis=1)
+    drawn = jnp.argsort(jnp.where(filled, _uniform(keys, (B, M)), 2), axis=1)
     other = jnp.zeros((B, M), jnp.int32).at[jnp.arange(B)[:, None], rank].set(drawn)
     slot = jnp.take_along_axis(other, jnp.maximum(batch["vision_slot"], 0), axis=1)
     return jnp.take_along_axis(merged, slot[..., None], axis=1).astype(jnp.float32)
@@ -178,6 +195,19 @@ def latent_targets(batch: dict, merged: jax.Array) -> jax.Array:
     return jnp.where(count[..., None] > 0, total / jnp.maximum(count, 1)[..., None], targets)
 
 
+def before(batch: dict, x: jax.Array) -> jax.Array:
+    """x [B, T, D] at the token before each token: one position earlier, or, in aligned rows, where `before` says."""
+    if "before" in batch:
+        return jnp.take_along_axis(x, batch["before"][..., None], axis=1)
+    return jnp.pad(x[:, :-1], ((0, 0), (1, 0), (0, 0)))
+
+
+def _over_rows(x: jax.Array) -> jax.Array:
+    """Keeps rows where the batch has them, under `jax.set_mesh`: sharded parameters must not scatter activations."""
+    axes = tuple(axis for axis in ("data", "fsdp") if axis in jax.sharding.get_abstract_mesh().axis_names)
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(axes)) if axes else x
+
+
 def forward(
     model: Qwen2_5_VL,
     batch: dict,
@@ -195,35 +225,37 @@ def forward(
 
     parts: the static cut of aligned rows for `rollout` feedback (latents.unroll); flow: see `Tokens`.
     """
-    noise_key, target_key, own_key = jax.random.split(key, 3)
+    noise_keys, target_keys, own_keys = (row_keys(batch, k) for k in jax.random.split(key, 3))
     if merged is None:
         merged, _ = model.encode(Images(batch["patches"], batch["window_segment"], batch["rotary_ids"]), compute)
+        merged = _over_rows(merged)
     latent = is_latent(batch)
     clean = latent_targets(batch, merged)
     fed = clean
     if objective.noise:
-        fed = fed + objective.noise * noise_like(batch, noise_key, clean.shape)
+        fed = fed + objective.noise * noise_like(batch, noise_keys, clean.shape)
     x = model.embed(batch["tokens"], batch["vision_slot"], merged)
-    x = jnp.where(latent[..., None], fed.astype(x.dtype), x)
+    x = _over_rows(jnp.where(latent[..., None], fed.astype(x.dtype), x))
     blocked = objective.blocked()
     role = None if blocked is None else batch["role"]
     tokens = Tokens(batch["positions"], batch["segment"], role, blocked, flow)
     if objective.feedback == "teacher":
         hidden, _, _ = model.decode(x, tokens, compute=compute)
     else:
-        own = jax.random.uniform(own_key, latent.shape) < jnp.where(objective.feedback == "rollout", 1.0, weights.own)
-        hidden = unroll(model, x, tokens, parts, own, compute)
+        share = 1.0 if objective.feedback == "rollout" else weights.own
+        hidden = unroll(model, x, tokens, parts, _uniform(own_keys, latent.shape) < share, compute)
+    hidden = _over_rows(hidden)
     predictor = hidden
     if hasattr(model, "latent_head"):
         predictor = model.latent_head(hidden)
-    predicted = jnp.pad(predictor[:, :-1], ((0, 0), (1, 0), (0, 0))).astype(jnp.float32)  # state at p - 1
-    target = TARGETS[objective.target](target_key, clean, batch, merged)
+    predicted = before(batch, predictor).astype(jnp.float32)                             # state at p - 1
+    target = TARGETS[objective.target](target_keys, clean, batch, merged)
     return {"hidden": hidden, "predicted": predicted, "target": target, "fed": fed, "merged": merged}
 
 
-def noise_like(batch: dict, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+def noise_like(batch: dict, keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """The standard normal draw of N-LVR; a batch may bring its own (`noise` [B, T, D]) to replay a recorded one."""
-    return batch["noise"] if "noise" in batch else jax.random.normal(key, shape)
+    return batch["noise"] if "noise" in batch else _normal(keys, shape)
 
 
 def reconstruction(batch: dict, objective: Objective, predicted, target, total: Totals) -> tuple[jax.Array, jax.Array]:
@@ -276,11 +308,10 @@ def loss(
     """
     out = forward(model, batch, objective, weights, key, compute, parts=parts)
     hidden = out["hidden"]
-    # Token t is predicted from t - 1.
-    labels = jnp.pad(batch["tokens"][:, 1:], ((0, 0), (0, 1)))
-    predicts = jnp.pad(batch["loss_mask"][:, 1:], ((0, 0), (0, 1)))
-    share = predicts / jnp.maximum(total.tokens, 1)
-    ce, (_, correct) = weighted_cross_entropy(hidden, model.text.unembedding, labels, share, objective.chunk)
+    share = batch["loss_mask"] / jnp.maximum(total.tokens, 1)
+    ce, (_, correct) = weighted_cross_entropy(
+        before(batch, hidden), model.text.unembedding, batch["tokens"], share, objective.chunk
+    )
     routed = out
     if ROUTES[objective.route] is not None:
         # The same pass once more, with the gradient allowed through some positions only: cross-entropy keeps its own.

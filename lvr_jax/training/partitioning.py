@@ -1,0 +1,102 @@
+"""Which device holds which part of a parameter? Rules as data: (regex, axes of the mesh), and one place to read them.
+
+Mesh axes: `data` replicates parameters, `fsdp` cuts them and gathers them layer by layer, `tensor` cuts heads, inner
+widths and the vocabulary. Rows of a batch are spread over data and fsdp.
+"""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from lvr_jax.checkpoints.orbax_io import flat, nested
+
+AXES = ("data", "fsdp", "tensor")
+Rules = Sequence[tuple[str, tuple[str | None, ...]]]
+
+# Path -> mesh axis of each array axis; trailing ones are whole. A path matches exactly one rule. Layers are stacked
+# on axis 0 of everything in `blocks`.
+RULES: Rules = (
+    (r"text/(embed|head)", ("tensor", "fsdp")),                                 # V D
+    (r"text/blocks/[qkv]", (None, "fsdp", "tensor")),                           # L D N H
+    (r"text/blocks/[qkv]_bias", (None, "tensor")),                              # L N H
+    (r"text/blocks/out", (None, "tensor", None, "fsdp")),                       # L N H D
+    (r"text/blocks/mlp/(gate|up)", (None, "fsdp", "tensor")),                   # L D F
+    (r"text/blocks/mlp/down", (None, "tensor", "fsdp")),                        # L F D
+    (r"(text|vision)/(blocks/(attention|mlp)_norm|norm)", ()),                  # L D
+    (r"vision/patch_embed", (None, None, None, "fsdp")),                        # C frames E D
+    (r"vision/blocks/qkv", (None, "fsdp", None, "tensor")),                     # L D 3 N H
+    (r"vision/blocks/qkv_bias", (None, None, "tensor")),                        # L 3 N H
+    (r"vision/blocks/out", (None, "tensor", None, "fsdp")),                     # L N H D
+    (r"vision/blocks/mlp/(gate|up)", (None, "fsdp", "tensor")),                 # L D F
+    (r"vision/blocks/mlp/(gate|up)_bias", (None, "tensor")),                    # L F
+    (r"vision/blocks/mlp/down", (None, "tensor", "fsdp")),                      # L F D
+    (r"vision/blocks/(out|mlp/down)_bias", ()),                                 # L D
+    (r"vision/merger/inner", ("fsdp", "tensor")),                               # E E
+    (r"vision/merger/inner_bias", ("tensor",)),                                 # E
+    (r"vision/merger/out", ("tensor", "fsdp")),                                 # E D
+    (r"vision/merger/(out_bias|norm)", ()),                                     # D
+    (r"latent_head/(gate|up|inner)", ("fsdp", "tensor")),                       # D F
+    (r"latent_head/(gate|up|inner)_bias", ("tensor",)),                         # F
+    (r"latent_head/(down|out)", ("tensor", "fsdp")),                            # F D
+    (r"latent_head/((down|out|norm)_bias|norm)|latent_end", ()),                # D
+)
+
+
+class MeshError(ValueError):
+    """A mesh that does not fit the devices, or rules that do not fit the parameters."""
+
+
+def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh of all three axes; one of them may be -1 and takes what is left. MeshError if it does not divide."""
+    devices = jax.devices() if devices is None else devices
+    sizes = [int(shape.get(axis, 1)) for axis in AXES]
+    shown = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes))
+    if unknown := set(shape) - set(AXES):
+        raise MeshError(f"mesh axis {sorted(unknown)[0]!r} does not exist, expected {', '.join(AXES)}")
+    if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
+        raise MeshError(f"mesh {shown}: expected positive sizes, at most one of them -1 (what is left)")
+    known = math.prod(size for size in sizes if size != -1)
+    sizes = [len(devices) // known if size == -1 else size for size in sizes]
+    if math.prod(sizes) != len(devices):
+        raise MeshError(f"mesh {shown} does not divide {len(devices)} devices")
+    return jax.make_mesh(sizes, AXES, devices=devices, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def matching(rules: Rules, path: str) -> list[int]:
+    """Numbers of the rules that match a parameter's path."""
+    return [i for i, (pattern, _) in enumerate(rules) if re.fullmatch(pattern, path)]
+
+
+def specs(params: dict, rules: Rules, mesh: Mesh) -> tuple[dict[str, PartitionSpec], list[str]]:
+    """PartitionSpec of every parameter by path, and notes on axes that stay whole because they do not divide.
+
+    The latter is grouped-query attention under a wide tensor axis: more devices than key/value heads, so each holds
+    them all. MeshError if a path matches no rule, or several.
+    """
+    found, whole = {}, []
+    for path, x in flat(params).items():
+        rule = matching(rules, path)
+        if len(rule) != 1:
+            raise MeshError(f"parameter {path} matches {len(rule)} sharding rules, expected exactly one")
+        axes = list(rules[rule[0]][1])
+        if len(axes) > len(x.shape):
+            raise MeshError(f"parameter {path} has {len(x.shape)} axes, its sharding rule names {len(axes)}")
+        for i, axis in enumerate(axes):
+            if axis is not None and x.shape[i] % mesh.shape[axis]:
+                whole.append(f"{path}: axis {i} of {x.shape[i]} stays whole over {axis}={mesh.shape[axis]}")
+                axes[i] = None
+        found[path] = PartitionSpec(*axes)
+    return found, whole
+
+
+def shardings(params: dict, rules: Rules, mesh: Mesh) -> Any:
+    """NamedShardings, nested like params (arrays or ShapeDtypeStructs)."""
+    return nested({path: NamedSharding(mesh, spec) for path, spec in specs(params, rules, mesh)[0].items()})
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())
