@@ -1,0 +1,172 @@
+"""What does an evaluation need of a checkpoint folder? Network, tokenizer, latent system, pixel limits, end of text."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from lvr_jax.checkpoints import load, open_hf, open_ours
+from lvr_jax.checkpoints.folder import is_ours, read_json, resolve
+from lvr_jax.data.images import QWEN_PIXELS
+from lvr_jax.data.tokenizers import IM_END, ChatTokenizer, check_config, load_tokenizer
+from lvr_jax.evaluation.protocol import Protocol
+from lvr_jax.evaluation.rows import BenchmarkError
+from lvr_jax.latents.spec import SYSTEMS, LatentSpec, LatentStage, Plan, SpecError, check_ids, plan
+from lvr_jax.models.qwen2_5_vl.config import Config
+from lvr_jax.models.qwen2_5_vl.model import abstract_model
+
+# Ordinary text, for a baseline that has no latent tokens: its one stage opens at an id that no token has.
+NOWHERE = ""
+TEXT_ONLY = LatentSpec(name="none", stages=(LatentStage("none", NOWHERE, NOWHERE, NOWHERE),), added_tokens=())
+KNOWN = {**SYSTEMS, TEXT_ONLY.name: TEXT_ONLY}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Subject:
+    """A checkpoint as an evaluation sees it.
+
+    stop: ids that end an answer; min_pixels, max_pixels: of its preprocessor; notes: what a person should know;
+    weights: a number of the parameters, so that results of other weights under the same path are told apart.
+    """
+
+    name: str
+    config: Config
+    graph: nnx.GraphDef
+    params: dict
+    tokenizer: ChatTokenizer
+    spec: LatentSpec
+    stop: tuple[int, ...]
+    min_pixels: int
+    max_pixels: int
+    weights: int
+    notes: tuple[str, ...] = ()
+
+    def budget(self, protocol: Protocol) -> int:
+        """N, latents a block: a protocol has one for systems of one stage and one for those of several."""
+        return (protocol.staged_steps if len(self.spec.stages) > 1 else protocol.steps).accuracy
+
+    def plan(self, protocol: Protocol) -> Plan:
+        """The latent loop under this protocol; `context_factor` is the quota of stages that get more than one share."""
+        stages = tuple(dataclasses.replace(s, quota=protocol.context_factor) if s.quota > 1 else s
+                       for s in self.spec.stages)
+        return plan(dataclasses.replace(self.spec, stages=stages), token_ids(self.tokenizer), self.budget(protocol))
+
+
+def open_subject(
+    folder: str | os.PathLike, *, system: str | None = None, shardings: Any = None, dtype: Any = None
+) -> Subject:
+    """Reads a checkpoint folder, Orbax or Hugging Face. Everything small is checked before the weights are read.
+
+    system: name of its latent system, "none" for ordinary text; None: what config.json and tokenizer say.
+    shardings, dtype: of the parameters (checkpoints.load). Raises CheckpointError, ConfigError, TokenizerError or
+    SpecError, one line each.
+    """
+    ours = is_ours(resolve(folder))
+    source = open_ours(folder) if ours else open_hf(folder)
+    files, fields, config = source.files if ours else source.folder, source.fields, source.config
+    where = os.fspath(files / "config.json")
+    tokenizer = load_tokenizer(files)
+    check_config(tokenizer, {**fields, "vocab_size": config.text.vocab}, where)
+    spec = default_system(tokenizer, fields, config, where) if system is None else known_system(system)
+    check_ids(spec, token_ids(tokenizer), fields, f"tokenizer {tokenizer.source}")
+    generation = _optional(files / "generation_config.json")
+    low, high, notes = pixel_limits(_optional(files / "preprocessor_config.json"), os.fspath(files))
+    if generation.get("repetition_penalty") is not None:
+        notes = (*notes, f"generation_config.json: repetition_penalty {generation['repetition_penalty']}"
+                         " (the protocol's own is used)")
+    stop = stop_ids(generation, fields, tokenizer)
+    _, params, _ = load(folder, shardings, dtype)
+    return Subject(os.fspath(folder), config, abstract_model(config)[0], params, tokenizer, spec, stop, low, high,
+                   fingerprint(params), notes)
+
+
+class _Ids(dict):
+    """Token -> id, looked up in the tokenizer when asked for; NOWHERE is -1, which equals no id."""
+
+    def __init__(self, tokenizer: ChatTokenizer):
+        super().__init__({NOWHERE: -1})
+        self.tokenizer = tokenizer
+
+    def __contains__(self, token) -> bool:
+        return super().__contains__(token) or self.tokenizer.backend.token_to_id(token) is not None
+
+    def __missing__(self, token) -> int:
+        return self.tokenizer.id(token)
+
+
+def token_ids(tokenizer: ChatTokenizer) -> Mapping[str, int]:
+    return _Ids(tokenizer)
+
+
+def known_system(name: str) -> LatentSpec:
+    if name not in KNOWN:
+        raise SpecError(f"latent system {name!r} does not exist, expected one of {', '.join(KNOWN)}")
+    return KNOWN[name]
+
+
+def default_system(tokenizer: ChatTokenizer, fields: Mapping[str, Any], config: Config, where: str) -> LatentSpec:
+    """The system whose markers config.json names and the tokenizer confirms; the one with the most named tokens.
+
+    Systems that act the same on this checkpoint count as one: LVR's distance to the end embedding means nothing
+    without such an embedding. SpecError if there is none, or if systems that act differently fit equally well.
+    """
+    named: dict[str, int] = {}
+    for name, spec in SYSTEMS.items():
+        ids = {token: fields.get(field) for field, token in spec.config_ids}
+        markers = {token for s in spec.stages for token in (s.start, s.slot, s.end)}
+        if all(ids.get(token) is not None and tokenizer.backend.token_to_id(token) == ids[token] for token in markers):
+            named[name] = sum(each is not None for each in ids.values())
+    best = [name for name, count in named.items() if count == max(named.values())]
+    if not best:
+        raise SpecError(f"{where}: names no latent system's tokens, expected --system: one of {', '.join(KNOWN)}")
+    acts = {name: _acts(SYSTEMS[name], config) for name in best}
+    if len(set(acts.values())) > 1:
+        raise SpecError(f"{where}: fits the latent systems {', '.join(best)}, expected --system to say which")
+    return SYSTEMS[best[0]]
+
+
+def _acts(spec: LatentSpec, config: Config) -> LatentSpec:
+    distance = spec.end_distance if config.latent_end_embedding else None
+    return dataclasses.replace(spec, name="", end_distance=distance)
+
+
+def _optional(path) -> dict:
+    return read_json(path) if path.exists() else {}
+
+
+def pixel_limits(fields: Mapping[str, Any], where: str) -> tuple[int, int, tuple[str, ...]]:
+    """Area limits of preprocessor_config.json, by either naming, and a note where it has none."""
+    size = fields.get("size") or {}
+    found = [fields.get(plain) or size.get(plain) or size.get(edge)
+             for plain, edge in (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge"))]
+    limits = [given or default for given, default in zip(found, QWEN_PIXELS)]
+    if not all(isinstance(x, int) for x in limits) or not 0 < limits[0] <= limits[1]:
+        raise BenchmarkError(f"{where}: preprocessor_config.json has pixel limits {limits[0]!r} to {limits[1]!r},"
+                             " expected whole numbers, 0 < min <= max")
+    missing = () if all(found) else (f"{where}: no pixel limits in preprocessor_config.json, taken: {limits[0]} to"
+                                     f" {limits[1]} (those of Qwen2.5-VL)",)
+    return limits[0], limits[1], missing
+
+
+def stop_ids(generation: Mapping[str, Any], fields: Mapping[str, Any], tokenizer: ChatTokenizer) -> tuple[int, ...]:
+    """eos_token_id of generation_config.json, else of config.json, else the end of a chat turn."""
+    nested = fields.get("text_config") or {}
+    for found in (generation.get("eos_token_id"), fields.get("eos_token_id"), nested.get("eos_token_id")):
+        if found is not None:
+            return tuple(found if isinstance(found, Sequence) else [found])
+    return (tokenizer.id(IM_END),)
+
+
+def fingerprint(params: dict) -> int:
+    """A number of one vector of every parameter."""
+    number = 0
+    for vector in jax.device_get([leaf[(0,) * (leaf.ndim - 1)] for leaf in jax.tree.leaves(params)]):
+        number = zlib.crc32(np.asarray(vector, np.float32).tobytes(), number)
+    return number

@@ -1,0 +1,202 @@
+"""Evaluates a checkpoint, Orbax or Hugging Face, on a benchmark: accuracy with intervals, and one JSON line an item.
+
+    python tools/evaluate.py --checkpoint qwen_lvr_7b --benchmark vstar --data data/vstar_bench --output vstar.jsonl
+    python tools/evaluate.py --checkpoint runs/lvr --benchmark digit_search --benchmark.size=200 --workdir runs/lvr/eval
+    python tools/evaluate.py --checkpoint lvr --benchmark mmvp --data MMVP --protocol paper \\
+        --protocol.mmvp_order=lexicographic --budget 16 --output mmvp.jsonl
+    python tools/evaluate.py --compare lvr.jsonl n_lvr.jsonl
+
+`--protocol.FIELD=VALUE` sets a switch of the protocol (lvr_jax/evaluation/protocol.py), `--benchmark.FIELD=VALUE` an
+option of the benchmark's reader. A run that was stopped, killed or short of disk space goes on where it was when the
+same command is given again. Rows are spread over all local devices; parameters are cut by `--mesh fsdp=..,tensor=..`.
+On several hosts every host gives the same command with `--distributed` and a folder that all of them see.
+
+Exit status: 0 done, 1 failed or stopped, 2 bad input.
+"""
+
+import argparse
+import ast
+import dataclasses
+import signal
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from absl import logging
+
+from lvr_jax.checkpoints import CheckpointError, read_config
+from lvr_jax.data.sample import DataError
+from lvr_jax.evaluation import protocol as protocols
+from lvr_jax.evaluation.benchmarks import BENCHMARKS, SCENES
+from lvr_jax.evaluation.comparison import compare
+from lvr_jax.evaluation.results import Results, read_results
+from lvr_jax.evaluation.rows import BenchmarkError
+from lvr_jax.evaluation.runner import load_benchmark, run
+from lvr_jax.evaluation.scoring import reported, summarise
+from lvr_jax.evaluation.subject import KNOWN, Subject, open_subject
+from lvr_jax.latents.spec import SpecError
+from lvr_jax.models.qwen2_5_vl.config import ConfigError
+from lvr_jax.models.qwen2_5_vl.layers import Compute
+from lvr_jax.models.qwen2_5_vl.model import abstract_model
+from lvr_jax.training.partitioning import RULES, MeshError, make_mesh, shardings
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+BAD_INPUT = (CheckpointError, ConfigError, SpecError, DataError, MeshError)
+
+
+class Stopped(Exception):
+    """A signal asked the run to end."""
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--checkpoint", metavar="DIR", help="Orbax or Hugging Face folder, tokenizer included")
+    add("--benchmark", metavar="NAME", help=f"one of {', '.join((*BENCHMARKS, *SCENES))}")
+    add("--data", metavar="PATH", help="where the benchmark was downloaded to (none for generated ones)")
+    add("--system", metavar="NAME", help=f"latent system: {', '.join(KNOWN)} (default: what config.json says)")
+    add("--protocol", default="clean", metavar="NAME", help=f"{' or '.join(protocols.PROTOCOLS)} (default: clean)")
+    add("--budget", type=int, metavar="N", help="latents a block (default: the protocol's)")
+    add("--batch", type=int, default=8, metavar="ROWS", help="items a batch, over all local devices (default: 8)")
+    add("--limit", type=int, metavar="N", help="only the first N items")
+    add("--any-count", action="store_true", help="accept a folder with another number of questions than published")
+    add("--output", metavar="FILE", help="JSONL of per-item results")
+    add("--workdir", metavar="DIR", help="instead of --output: DIR/BENCHMARK-PROTOCOL.jsonl")
+    add("--dtype", choices=DTYPES, help="of the computation (default: float32 on a CPU, else bfloat16)")
+    add("--mesh", default="data=-1", metavar="AXIS=N,..", help="local devices by data, fsdp, tensor (default: data=-1)")
+    add("--programs", type=int, default=4, metavar="N", help="compile at most this many sizes (default: 4)")
+    add("--distributed", action="store_true", help="call jax.distributed.initialize(): one process of several hosts")
+    add("--compare", nargs=2, metavar=("A", "B"), help="paired table of two result files; runs nothing")
+    options, rest = parser.parse_known_args(arguments)
+    options.switches, options.reader = {}, {}
+    for each in rest:
+        group, dot, setting = each.partition(".")
+        name, equals, value = setting.partition("=")
+        target = {"--protocol": options.switches, "--benchmark": options.reader}.get(group)
+        if target is None or not dot or not equals:
+            parser.error(f"unrecognised {each!r}, expected an option of --help, --protocol.x=y or --benchmark.x=y")
+        target[name] = _literal(value)
+    if options.compare is None:
+        for name in ("checkpoint", "benchmark"):
+            if getattr(options, name) is None:
+                parser.error(f"--{name} is missing")
+        if (options.output is None) == (options.workdir is None):
+            parser.error("one of --output and --workdir is needed")
+    for name in ("budget", "batch", "limit", "programs"):
+        if getattr(options, name) is not None and getattr(options, name) < 1:
+            parser.error(f"--{name} is {getattr(options, name)}, expected at least 1")
+    return options
+
+
+def _literal(text: str):
+    """A Python literal (8, 1.05, False, ('Counting',)), else the text itself."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def protocol_of(options: argparse.Namespace) -> protocols.Protocol:
+    """The named protocol with its switches; `steps.accuracy=16` sets one field of a budget."""
+    base = protocols.protocol(options.protocol)
+    switches = {}
+    for name, value in options.switches.items():
+        field, dot, part = name.partition(".")
+        if dot:
+            budget = switches.get(field, getattr(base, field, None))
+            if not isinstance(budget, protocols.Budget) or not hasattr(budget, part):
+                raise BenchmarkError(f"protocol {base.name}: no switch {name!r}, expected steps.accuracy or the like")
+            value = dataclasses.replace(budget, **{part: value})
+        switches[field] = value
+    if options.budget is not None:
+        for field in ("steps", "staged_steps"):
+            budget = switches.get(field, getattr(base, field))
+            switches[field] = dataclasses.replace(budget, accuracy=options.budget)
+    return protocols.protocol(options.protocol, **switches)
+
+
+def mesh_of(options: argparse.Namespace) -> jax.sharding.Mesh:
+    """All local devices by axis; hosts share no arrays, each evaluates its own batches."""
+    try:
+        shape = {name: int(size) for name, size in (each.split("=") for each in options.mesh.split(","))}
+    except ValueError:
+        raise MeshError(f"--mesh is {options.mesh!r}, expected AXIS=N,... such as data=2,tensor=4") from None
+    return make_mesh(shape, jax.local_devices())
+
+
+def evaluate(options: argparse.Namespace) -> tuple[Subject, Results]:
+    protocol = protocol_of(options)
+    benchmark = load_benchmark(
+        options.benchmark, options.data, protocol, any_count=options.any_count, **options.reader
+    )
+    if options.limit is not None and options.limit < len(benchmark):
+        benchmark = benchmark.subset(range(options.limit))
+    mesh = mesh_of(options)
+    dtype = DTYPES[options.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")]
+    config = read_config(options.checkpoint)
+    subject = open_subject(
+        options.checkpoint, system=options.system, shardings=shardings(abstract_model(config)[1], RULES, mesh),
+        dtype=jnp.float32 if dtype == jnp.float32 else None,            # widened once; narrowed where it is used
+    )  # fmt: skip
+    for note in subject.notes:
+        print(f"note: {note}", file=sys.stderr)
+    name = f"{options.benchmark}-{options.protocol}.jsonl"
+    output = Path(options.output) if options.output else Path(options.workdir) / name
+    return subject, run(
+        subject, benchmark, protocol, output, rows=options.batch, mesh=mesh, compute=Compute(dtype),
+        programs=options.programs, details={"options": {k: repr(v) for k, v in sorted(options.reader.items())}},
+        say=lambda line: print(line, file=sys.stderr),
+    )  # fmt: skip
+
+
+def summary(results: Results) -> str:
+    """The protocol's own numbers first, then the share in each category; 95 % intervals."""
+    header, items, marks = results.header, results.items, results.marks()
+    lines = [f"{header.benchmark}  {header.checkpoint}  [{header.details['system']}; {header.protocol.name}]"]
+    names = []
+    for name in reported(header.protocol.aggregation, header.family):
+        try:
+            summarise(marks, [name], resamples=1)
+            names.append(name)
+        except BenchmarkError as error:                 # half a pair, after --limit
+            lines.append(f"{name}: not defined here ({error})")
+    for score in summarise(marks, names):
+        lines.append(f"{score.aggregation:10} {score.category or 'all':24} {100 * score.value:5.1f} %"
+                     f"  [{100 * score.low:.1f}, {100 * score.high:.1f}] {score.interval}, n = {score.items}")
+    triggered, unread = sum(item.triggered for item in items), sum(item.parsed is None for item in items)
+    latents = sum(item.latents_fed for item in items) / len(items)
+    lines.append(f"latent mode entered by {triggered} of {len(items)}, {latents:.1f} latents an item;"
+                 f" {unread} replies without an answer")
+    return "\n".join([*lines, results.path])
+
+
+def _stop(number, frame):
+    raise Stopped(f"stopped by {signal.Signals(number).name}; the same command goes on from here")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse(arguments)
+    logging.set_verbosity(logging.ERROR)            # Orbax warns of what is meant to be so
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _stop)
+    try:
+        if options.compare:
+            print(compare(*(read_results(path) for path in options.compare)).table())
+            return 0
+        if options.distributed:
+            jax.distributed.initialize()
+        _, results = evaluate(options)
+        if jax.process_index() == 0:
+            print(summary(results))
+    except BAD_INPUT as error:
+        print(f"evaluate: {error}", file=sys.stderr)
+        return 2
+    except (Stopped, OSError) as error:
+        print(f"evaluate: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
