@@ -1,0 +1,368 @@
+"""How is a whole data set swept under many conditions? Prefill once a batch, chunks of conditions, files as it goes.
+
+    run(sweeper, prompts, conditions, folder)          # resumes where it stopped
+    results = read(folder)                             # items in the order of the prompts
+
+Two phases. The first runs the clean pass, and every condition that asks for nothing of other items, on one prefill a
+batch. The second, only if there are conditions that feed donors, means or the item's own clean latents, runs those on
+the prefixes that were held, and prefills again where memory did not reach or an interruption came between. Every
+finished batch of a phase is one file, written under a temporary name and renamed.
+
+What an item's row holds depends on the item, the condition and the seed; not on batches, chunks, order, devices or
+interruptions: tokens exactly, numbers up to fp32 rounding (bit for bit if batches and chunks are the same).
+"""
+
+import dataclasses
+import functools
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from tqdm import tqdm
+
+from lvr_jax.latents import conditions as cond
+from lvr_jax.latents import positions, rollout
+from lvr_jax.latents.decoding import Decoding
+from lvr_jax.latents.rollout import Bank, Prefix
+from lvr_jax.latents.sources import SOURCES, Clean, Request, Source, SourceError, latents_of, spread
+from lvr_jax.latents.spec import Plan
+from lvr_jax.latents.sweep_files import SweepFiles, SweepResults, read
+from lvr_jax.models.qwen2_5_vl.config import TextConfig
+from lvr_jax.models.qwen2_5_vl.layers import Compute
+
+__all__ = ["KEEP", "Prompts", "SweepResults", "Sweeper", "chunk_size", "read", "run"]
+
+# What is kept of every item under every condition unless asked otherwise (see `Sweeper.keep`).
+KEEP = ("token", "live", "latent", "letters@answer", "margin@answer", "step@answer", "step@tagged")
+
+prefill = jax.jit(rollout.prefill, static_argnums=0, static_argnames=("compute", "remember_ids", "taps"))
+sweep = jax.jit(rollout.sweep, static_argnums=0, static_argnames=("decoding", "steps", "compute", "record"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompts:
+    """One batch of items, one a row.
+
+    ids:     the items' names, unique in the sweep; noise and donors are drawn from them
+    batch:   data.packing.collate of their prompts, or a function that makes it (then finished batches are not made)
+    labels:  [B] answers as small numbers, -1 unknown: for donors of the same or of another label
+    regions: name -> for each row, for each stage, merged slots (latents.regions), or None where a row has none
+    """
+
+    ids: tuple[str, ...]
+    batch: Mapping[str, np.ndarray] | Callable[[], Mapping[str, np.ndarray]]
+    labels: Sequence[int] | None = None
+    regions: Mapping[str, Sequence[Sequence[np.ndarray] | None]] = dataclasses.field(default_factory=dict)
+
+    @property
+    def numbers(self) -> np.ndarray:
+        return np.array([cond.name_number(i) for i in self.ids], np.int32)
+
+    def load(self) -> Mapping[str, np.ndarray]:
+        return self.batch() if callable(self.batch) else self.batch
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweeper:
+    """How items are rolled out; the model (graph, params) and everything that results depend on.
+
+    letters: ids whose logits are kept; opening: id sequences that complete an `<answer>` tag (latents.positions)
+    keep:    fields of `rollout.Trace`, per step, or at a position: `letters@answer`, `hidden@last_latent`,
+             `states@latent_3`, and `step@NAME`, where that position is; `blocks` and `count`: the latents that were
+             fed, [C, I, G, Z, D]. After a row's end everything is zero; at a position that a row lacks, NaN.
+    record:  what the rollout has to record besides (`states`, `attention`)
+    chunk:   conditions at a time; None: as many as fit `memory` bytes a device
+    hold:    bytes (of all devices together) for prefixes kept from the first phase to the second
+    mesh:    rows of a batch are sharded over its axis `data`; batches are filled up to a multiple of it
+    """
+
+    graph: nnx.GraphDef
+    params: dict
+    plan: Plan
+    decoding: Decoding
+    letters: tuple[int, ...] = ()
+    opening: tuple[tuple[int, ...], ...] = ()
+    keep: tuple[str, ...] = KEEP
+    record: tuple[str, ...] = ()
+    seed: int = 0
+    compute: Compute = Compute()  # noqa: RUF009
+    sources: Mapping[str, Source] = dataclasses.field(default_factory=lambda: SOURCES)
+    chunk: int | None = None
+    memory: float = 4e9
+    hold: float = 8e9
+    mesh: Mesh | None = None
+    progress: bool = True
+
+    def __post_init__(self):
+        if self.mesh is not None and any(kind != AxisType.Auto for kind in self.mesh.axis_types):
+            raise SourceError(f"sweep needs a mesh whose axes are Auto, got {self.mesh.axis_types}")
+        fields = {f.name for f in dataclasses.fields(rollout.Trace)} - {"steps"}
+        for name in self.keep:
+            field, _, position = name.partition("@")
+            known = field in fields | ({"step"} if position else {"blocks", "count"})
+            if not known or (field in ("states", "attention") and field not in self.record):
+                raise SourceError(f"sweep cannot keep {name!r}: expected a recorded field, or FIELD@POSITION")
+            if position and position not in self._positions:
+                raise SourceError(f"sweep cannot keep {name!r}: positions are {sorted(self._positions)}")
+
+    @functools.cached_property
+    def _positions(self) -> set[str]:
+        nothing = {k: np.zeros((1, 1), bool) for k in ("token", "live", "latent", "stage", "index")}
+        return set(positions.masks(nothing, self.plan, (), self.latents))
+
+    @functools.cached_property
+    def latents(self) -> int:
+        """Z: the longest block that the plan makes."""
+        return max(int(np.max(self.plan.quota)), 1)
+
+    def steps(self, conditions: Sequence[cond.Named]) -> int:
+        """S: a block that is open when the answer's length is reached is finished first."""
+        longest = max([self.latents, *(c.budget or 0 for c in conditions)])
+        return self.decoding.max_new_tokens + longest
+
+    def place(self, tree, axis: int = 0):
+        """Arrays with rows on `axis`, sharded over `data` if there is a mesh."""
+        if self.mesh is None:
+            return tree
+        spec = PartitionSpec(*[None] * axis, "data")
+        return jax.device_put(tree, NamedSharding(self.mesh, spec))
+
+    def everywhere(self, tree):
+        """Arrays that every device holds, unless they are on the mesh already."""
+        if self.mesh is None:
+            return tree
+        whole = NamedSharding(self.mesh, PartitionSpec())
+        devices = set(self.mesh.devices.flat)
+        there = lambda x: isinstance(x, jax.Array) and x.sharding.device_set == devices  # noqa: E731
+        return jax.tree.map(lambda x: x if there(x) else jax.device_put(x, whole), tree)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Phase:
+    """Conditions that run on one prefill, and the sources that they feed."""
+
+    name: str
+    conditions: tuple[cond.Named, ...]
+    needs_clean: bool
+
+    def sources(self) -> list[str]:
+        return list(dict.fromkeys(c.source for c in self.conditions if c.source is not None))
+
+
+def run(sweeper: Sweeper, prompts: Sequence[Prompts], conditions: Sequence[cond.Named], folder) -> None:
+    """Sweeps all items under all conditions into `folder` (local or gs://); does only what is not there yet.
+
+    The clean pass is always run and comes first in the results. Raises SweepError if the folder holds another sweep,
+    SourceError or ConditionError for a condition that cannot be run. `prompts` is gone through twice.
+    """
+    conditions = [cond.clean(), *(c for c in conditions if c != cond.clean())]
+    phases = _phases(sweeper, conditions)
+    files = SweepFiles(folder)
+    files.open(_manifest(sweeper, prompts, phases, conditions))
+    rows = max(len(p.ids) for p in prompts)
+    rows += -rows % (sweeper.mesh.shape["data"] if sweeper.mesh is not None else 1)
+    engine = _Engine(sweeper, rows, sweeper.steps(conditions), sweeper.everywhere(sweeper.params))
+    with tqdm(
+        total=sum(len(p.ids) for p in prompts) * len(conditions), unit="rollout", disable=not sweeper.progress
+    ) as bar:
+        for phase in phases:
+            clean = _clean(files, prompts) if phase.needs_clean else None
+            for number, part in enumerate(prompts):
+                if not files.has(phase.name, number):
+                    files.write(phase.name, number, engine.run(number, part, phase, clean, len(phases) > 1))
+                bar.update(len(part.ids) * len(phase.conditions))
+
+
+def _phases(sweeper: Sweeper, conditions: Sequence[cond.Named]) -> list[_Phase]:
+    for c in conditions:
+        if c.source is not None and c.source not in sweeper.sources:
+            known = sorted(sweeper.sources)
+            raise SourceError(f"condition {c.name!r}: there is no source {c.source!r}, expected one of {known}")
+    later = [c.source is not None and sweeper.sources[c.source].of_clean for c in conditions]
+    # The spread of the data set is known after the clean pass.
+    later = [late or c.noise == cond.SPREAD for late, c in zip(later, conditions)]
+    split = lambda wanted: tuple(c for c, late in zip(conditions, later) if late == wanted)  # noqa: E731
+    phases = [_Phase("first", split(False), False), _Phase("second", split(True), True)]
+    return [p for p in phases if p.conditions]
+
+
+def _manifest(sweeper: Sweeper, prompts, phases, conditions) -> dict:
+    """Everything that decides what the files hold; a folder of another sweep is refused."""
+    names = [c.name for c in conditions]
+    if len(set(names)) < len(names):
+        raise cond.ConditionError(f"two conditions are named {next(n for n in names if names.count(n) > 1)!r}")
+    ids = [list(p.ids) for p in prompts]
+    flat = [i for batch in ids for i in batch]
+    if len(set(flat)) < len(flat):
+        raise SourceError(f"item {next(i for i in flat if flat.count(i) > 1)!r} is in the sweep twice")
+    if not flat:
+        raise SourceError("a sweep of no items")
+    plan = {f.name: getattr(sweeper.plan, f.name) for f in dataclasses.fields(sweeper.plan) if f.name != "spec"}
+    return {
+        "items": ids,
+        "conditions": {p.name: [dataclasses.asdict(c) for c in p.conditions] for p in phases},
+        "order": names,
+        "plan": {name: np.asarray(value).tolist() for name, value in plan.items()},
+        "system": dataclasses.asdict(sweeper.plan.spec),
+        "decoding": dataclasses.asdict(sweeper.decoding),
+        "weights": _fingerprint(sweeper.params),
+        "labels": [None if p.labels is None else _ints(p.labels) for p in prompts],
+        "seed": sweeper.seed, "letters": list(sweeper.letters), "opening": [list(o) for o in sweeper.opening],
+        "keep": list(sweeper.keep), "dtype": str(jnp.dtype(sweeper.compute.dtype)),
+    }  # fmt: skip
+
+
+def _ints(values) -> list[int]:
+    return [int(v) for v in values]
+
+
+def _fingerprint(params: dict) -> int:
+    """A number of the weights, read from one vector of each parameter: another checkpoint is another sweep."""
+    vectors = [leaf[(0,) * (leaf.ndim - 1)] for leaf in jax.tree.leaves(params)]
+    number = 0
+    for vector in jax.device_get(vectors):
+        number = zlib.crc32(np.asarray(vector, np.float32).tobytes(), number)
+    return number
+
+
+def _clean(files: SweepFiles, prompts: Sequence[Prompts]) -> Clean:
+    """The clean pass of all items, from the first phase's files."""
+    parts = [files.load("first", number, ("clean_blocks", "clean_count")) for number in range(len(prompts))]
+    labels = [np.full(len(p.ids), -1) if p.labels is None else np.asarray(p.labels) for p in prompts]
+    return Clean(
+        item=np.concatenate([p.numbers for p in prompts]),
+        latents=np.concatenate([part["clean_blocks"] for part in parts]),
+        count=np.concatenate([part["clean_count"] for part in parts]),
+        label=np.concatenate(labels),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Engine:
+    """Runs one batch at a time; B rows, S steps. held: prefixes of batches by number."""
+
+    sweeper: Sweeper
+    rows: int
+    steps: int
+    params: dict
+    held: dict[int, Prefix] = dataclasses.field(default_factory=dict)
+
+    def _prefix(self, number: int, part: Prompts, taps: tuple[str, ...], hold: bool) -> tuple[Prefix, dict]:
+        if number in self.held and not taps:
+            return self.held.pop(number), {}
+        s = self.sweeper
+        batch = {key: self._filled(np.asarray(value)) for key, value in part.load().items()}
+        prefix, out = prefill(
+            s.graph, self.params, s.place(batch), s.place(self._filled(part.numbers)), compute=s.compute,
+            remember_ids=s.decoding.repetition_penalty != 1, taps=taps,
+        )  # fmt: skip
+        size = sum(leaf.nbytes for leaf in jax.tree.leaves(prefix))
+        if hold and size * (len(self.held) + 1) <= s.hold:
+            self.held[number] = prefix
+        return prefix, out
+
+    def run(
+        self, number: int, part: Prompts, phase: _Phase, clean: Clean | None, keep_clean: bool
+    ) -> dict[str, np.ndarray]:
+        """The arrays of one file: [C, B, ...] under the names of `keep`, and what the second phase needs."""
+        s, rows = self.sweeper, len(part.ids)
+        wanted = phase.sources()
+        taps = ("merged",) if any(s.sources[name].of_image for name in wanted) else ()
+        prefix, out = self._prefix(number, part, taps, hold=keep_clean and clean is None)
+        request = Request(
+            plan=s.plan, latents=s.latents, width=prefix.hidden.shape[-1], seed=s.seed, item=part.numbers,
+            rows=None if clean is None else _rows(clean, part.numbers), clean=clean,
+            merged=functools.cache(lambda: np.asarray(out["merged"][:rows])), regions=part.regions,
+            embed=s.params["text"]["embed"],
+        )  # fmt: skip
+        bank, missing = self._bank(wanted, request)
+        arrays: dict[str, list] = {}
+        for chunk, condition in self._chunks(phase, prefix):
+            trace = sweep(
+                s.graph, self.params, prefix, s.plan, s.everywhere(condition), bank,
+                decoding=s.decoding, steps=self.steps, letters=jnp.asarray(s.letters, jnp.int32), seed=s.seed,
+                compute=s.compute, record=tuple(s.record),
+            )  # fmt: skip
+            host = {key: value for key, value in vars(trace).items() if value is not None and key != "steps"}
+            host = {key: np.asarray(value)[: len(chunk), :rows] for key, value in host.items()}
+            kept = self._kept(host)
+            if not arrays and keep_clean and clean is None:
+                first = {key: value[:1] for key, value in host.items()}
+                blocks, count = latents_of(first, len(s.plan.spec.stages), s.latents)
+                kept_clean = {"clean_blocks": blocks[0], "clean_count": count[0]}
+            for key, value in kept.items():
+                arrays.setdefault(key, []).append(value)
+        result = {key: np.concatenate(values) for key, values in arrays.items()}
+        result["missing"] = np.stack([missing.get(c.source, np.zeros(rows, bool)) for c in phase.conditions])
+        return result | (kept_clean if keep_clean and clean is None else {})
+
+    def _chunks(self, phase: _Phase, prefix: Prefix) -> Iterator[tuple[Sequence[cond.Named], cond.Condition]]:
+        """Chunks of equal size, so that they share one program; the last is filled up with its last condition."""
+        s, C = self.sweeper, len(phase.conditions)
+        text = nnx.merge(s.graph, s.params).config.text
+        fits = s.chunk
+        if fits is None:
+            on_device = self.rows // (s.mesh.shape["data"] if s.mesh is not None else 1)
+            fits = chunk_size(text, on_device, self.steps, prefix.cache.segment.shape[1], s.compute.dtype, s.memory)
+        size = -(-C // -(-C // min(fits, C)))
+        for start in range(0, C, size):
+            chunk = phase.conditions[start : start + size]
+            full = [*chunk, *[chunk[-1]] * (size - len(chunk))]
+            yield chunk, cond.stack(full, phase.sources(), len(s.plan.spec.stages), s.latents)
+
+    def _bank(self, names: Sequence[str], request: Request) -> tuple[Bank, dict[str, np.ndarray]]:
+        """The blocks that the phase's conditions feed, and which rows a source has nothing for."""
+        s, blocks, missing = self.sweeper, [], {}
+        for name in names:
+            made, missing[name] = s.sources[name].make(request)
+            blocks.append(self._filled(made.astype(np.float32)))
+        source = np.stack(blocks) if blocks else self._filled(request.blank()[:, :, :1])[None]
+        of_data = np.zeros(request.width, np.float32) if request.clean is None else spread(request.clean)
+        return Bank(s.place(jnp.asarray(source), 1), s.everywhere(jnp.asarray(of_data))), missing
+
+    def _filled(self, rows: np.ndarray) -> np.ndarray:
+        """The batch filled up to B rows with copies of its first, whose results are dropped."""
+        return np.concatenate([rows, np.repeat(rows[:1], self.rows - len(rows), 0)])
+
+    def _kept(self, trace: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        s = self.sweeper
+        masks = positions.masks(trace, s.plan, s.opening, s.latents)
+        kept: dict[str, np.ndarray] = {}
+        for name in s.keep:
+            field, _, position = name.partition("@")
+            if field == "step":
+                kept[name] = positions.step(masks[position])
+            elif position:
+                kept[name] = positions.mean(trace[field], masks[position])
+            elif field in ("blocks", "count"):
+                blocks, count = latents_of(trace, len(s.plan.spec.stages), s.latents)
+                kept[name] = {"blocks": blocks, "count": count}[field]
+            else:
+                value = trace[field]
+                value = value.astype(np.float32) if jnp.issubdtype(value.dtype, jnp.floating) else value
+                live = trace["live"].reshape(*trace["live"].shape, *[1] * (value.ndim - 3))
+                # After a row's end the loop runs on for as long as others need: that must not show.
+                kept[name] = np.where(live, value, np.zeros_like(value))
+        return kept
+
+
+def _rows(clean: Clean, item: np.ndarray) -> np.ndarray:
+    place = {int(number): row for row, number in enumerate(clean.item)}
+    return np.array([place[int(number)] for number in item])
+
+
+def chunk_size(text: TextConfig, rows: int, steps: int, prompt: int, dtype, memory: float) -> int:
+    """Conditions at a time so that what each of them needs besides the shared prefix fits `memory` bytes (at least 1).
+
+    Own keys and values, the recorded vectors, attention scores over the prompt, logits (twice in fp32) and the MLP.
+    """
+    size = jnp.dtype(dtype).itemsize
+    cache = 2 * text.layers * steps * text.kv_heads * text.head_width * size
+    trace = 3 * steps * text.hidden * size
+    scores = 3 * text.heads * (prompt + steps) * 4
+    logits, mlp = 3 * text.vocab * 4, 3 * text.intermediate * size
+    return max(int(memory // (rows * (cache + trace + scores + logits + mlp))), 1)

@@ -1,0 +1,117 @@
+"""What of a sweep is on disk, and is it whole? One file a batch and phase, each there completely or not at all."""
+
+import dataclasses
+import io
+import json
+import zipfile
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from lvr_jax.checkpoints.errors import disk_full_is_one_line
+
+MANIFEST = "sweep.json"
+TEMPORARY = ".partial"
+
+
+class SweepError(ValueError):
+    """A folder that holds another sweep, or a file of it that cannot be read."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepResults:
+    """A finished sweep: items in the order of the prompts, conditions with the clean pass first.
+
+    arrays: what was kept, each [C, I, ...]; missing [C, I]: the condition's source had nothing for the item
+    """
+
+    conditions: list[str]
+    items: list[str]
+    arrays: dict[str, np.ndarray]
+    missing: np.ndarray
+
+    def of(self, condition: str) -> dict[str, np.ndarray]:
+        """One condition's arrays, [I, ...]."""
+        if condition not in self.conditions:
+            raise SweepError(f"condition {condition!r} is not in the sweep, expected one of {self.conditions}")
+        return {key: value[self.conditions.index(condition)] for key, value in self.arrays.items()}
+
+
+class SweepFiles:
+    """The folder of one sweep."""
+
+    def __init__(self, folder):
+        self.folder = epath.Path(folder)
+
+    def open(self, manifest: Mapping[str, Any]) -> None:
+        """Begins the sweep, or checks that the folder holds this one; what an interruption left half is removed."""
+        manifest = json.loads(json.dumps(manifest))
+        path = self.folder / MANIFEST
+        if path.exists():
+            held = self.manifest()
+            for key in {**held, **manifest}:
+                if held.get(key) != manifest.get(key):
+                    found, wanted = (str(m.get(key))[:200] for m in (held, manifest))
+                    raise SweepError(
+                        f"{self.folder} holds another sweep: {key} is {found}, expected {wanted}; use another folder"
+                    )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for left in self.folder.glob(f"*{TEMPORARY}"):
+            left.unlink()
+        if not path.exists():
+            self._put(path, json.dumps(manifest, indent=1).encode())
+
+    def manifest(self) -> dict[str, Any]:
+        path = self.folder / MANIFEST
+        if not path.exists():
+            raise SweepError(f"{self.folder}: no {MANIFEST}; expected the folder of a sweep")
+        return json.loads(path.read_text())
+
+    def path(self, phase: str, number: int) -> epath.Path:
+        return self.folder / f"{phase}-{number:05d}.npz"
+
+    def has(self, phase: str, number: int) -> bool:
+        return self.path(phase, number).exists()
+
+    def write(self, phase: str, number: int, arrays: Mapping[str, np.ndarray]) -> None:
+        """Atomic; the bytes depend on the arrays alone (a zip archive of `savez` has no date)."""
+        buffer = io.BytesIO()
+        np.savez(buffer, **dict(sorted(arrays.items())))
+        self._put(self.path(phase, number), buffer.getvalue())
+
+    def load(self, phase: str, number: int, keys: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+        path = self.path(phase, number)
+        if not path.exists():
+            raise SweepError(f"{path}: is missing, the sweep is not finished; run it again to go on")
+        try:
+            with np.load(io.BytesIO(path.read_bytes())) as file:
+                return {key: file[key] for key in (file.files if keys is None else keys)}
+        except (zipfile.BadZipFile, KeyError, ValueError, EOFError) as error:
+            raise SweepError(f"{path}: cannot be read ({error}); remove it and run the sweep again") from error
+
+    def _put(self, path: epath.Path, content: bytes) -> None:
+        temporary = path.parent / (path.name + TEMPORARY)
+        with disk_full_is_one_line(self.folder):
+            temporary.write_bytes(content)
+            temporary.replace(path)
+
+
+def read(folder) -> SweepResults:
+    """A finished sweep. Raises SweepError if it is not there, not finished or damaged."""
+    files = SweepFiles(folder)
+    manifest = files.manifest()
+    batches = range(len(manifest["items"]))
+    found: dict[str, list[np.ndarray]] = {}
+    names: list[str] = []
+    for phase, conditions in manifest["conditions"].items():
+        names += [c["name"] for c in conditions]
+        parts = [files.load(phase, number) for number in batches]
+        for key in parts[0]:
+            if not key.startswith("clean_"):
+                found.setdefault(key, []).append(np.concatenate([part[key] for part in parts], axis=1))
+    order = [names.index(name) for name in manifest["order"]]
+    arrays = {key: np.concatenate(values)[order] for key, values in found.items()}
+    missing = arrays.pop("missing")
+    return SweepResults(manifest["order"], [i for batch in manifest["items"] for i in batch], arrays, missing)
