@@ -26,6 +26,10 @@ TEXT, IMAGE, LATENT, ANSWER = range(4)
 ROLES = 4
 
 
+class ConditionError(ValueError):
+    """A condition that cannot mean anything, or that the blocks or the bank at hand cannot serve."""
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Condition:
@@ -76,6 +80,20 @@ class Named:
     close: bool = False
     blocked: tuple[tuple[int, int], ...] = ()
 
+    def __post_init__(self):
+        numbers, steps = [self.keep, self.mix, self.sigma], self.steps
+        rules = {
+            "keep, mix, sigma": (numbers, np.isfinite(numbers).all(), "finite numbers"),
+            "noise": (self.noise, self.noise in (ABSOLUTE, RELATIVE, SPREAD), "ABSOLUTE, RELATIVE or SPREAD"),
+            "source": (self.source, (self.mix != 0) == (self.source is not None), "one if and only if mix is not 0"),
+            "steps": (steps, steps is None or min(steps, default=-1) >= 0, "numbers of latents, one at least"),
+            "budget": (self.budget, self.budget is None or self.budget >= 0, "latents a block, 0 at least"),
+            "blocked": (self.blocked, all(0 <= r < ROLES for pair in self.blocked for r in pair), "pairs of roles"),
+        }
+        for field, (value, sound, expected) in rules.items():
+            if not sound:
+                raise ConditionError(f"condition {self.name!r}: {field} is {value}, expected {expected}")
+
 
 def clean() -> Named:
     return Named("clean")
@@ -99,6 +117,11 @@ def relative_noise(alpha: float) -> Named:
 def norm_matched_noise() -> Named:
     """A random direction with the latent's norm."""
     return Named("norm_matched", keep=0.0, sigma=1.0, noise=RELATIVE)
+
+
+def unit_normal() -> Named:
+    """A draw from N(0, I) in place of the latent."""
+    return Named("unit_normal", keep=0.0, sigma=1.0)
 
 
 def matched_noise(source: str = "mean") -> Named:
@@ -151,12 +174,14 @@ def stack(conditions: Sequence[Named], sources: Sequence[str], stages: int, late
     """Named conditions -> one `Condition` with a leading C axis. `latents` is Z, the longest block.
 
     The noise key of a condition is its name, so that adding or reordering conditions changes no result. Raises
-    KeyError if a condition names a source that is not in `sources`.
+    ConditionError if a condition names a source that is not in `sources`, or touches a latent that no block has.
     """
     rows = []
     for c in conditions:
         if c.source is not None and c.source not in sources:
-            raise KeyError(f"condition {c.name!r} needs the source {c.source!r}, the bank has {list(sources)}")
+            raise ConditionError(f"condition {c.name!r} needs the source {c.source!r}, the bank has {list(sources)}")
+        if c.steps is not None and max(c.steps) >= latents:
+            raise ConditionError(f"condition {c.name!r} touches latent {max(c.steps)}, the longest block has {latents}")
         blocked = np.zeros((ROLES, ROLES), bool)
         for query, key in c.blocked:
             blocked[query, key] = True

@@ -30,16 +30,14 @@ def penalise(logits: jax.Array, seen: jax.Array, penalty: float) -> jax.Array:
     return jnp.where(seen, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 
-def truncate(logits: jax.Array, top_k: int, top_p: float) -> jax.Array:
-    """-inf outside the top k and outside the smallest set whose probability reaches top p. logits: [V]."""
-    order = jnp.argsort(-logits)
-    ranked = logits[order]
-    kept = jnp.arange(len(logits)) < (top_k if top_k else len(logits))
-    ranked = jnp.where(kept, ranked, -jnp.inf)
-    probabilities = jax.nn.softmax(ranked)
+def ranked(logits: jax.Array, top_k: int, top_p: float) -> tuple[jax.Array, jax.Array]:
+    """The candidates of logits [V], best first: their logits and ids; -inf outside the smallest set whose probability,
+    among the top k, reaches top p. Only the top k are ever sorted."""
+    values, ids = jax.lax.top_k(logits, min(top_k, len(logits)) if top_k else len(logits))
+    probabilities = jax.nn.softmax(values)
     before = jnp.cumsum(probabilities) - probabilities
-    ranked = jnp.where(before < top_p, ranked, -jnp.inf)  # the first one always stays
-    return jnp.full_like(logits, -jnp.inf).at[order].set(ranked)
+    kept = (before < top_p) | (top_p >= 1)      # rounding may bring a sum to 1 before its end
+    return jnp.where(kept, values, -jnp.inf), ids
 
 
 def pick(logits: jax.Array, key: jax.Array, decoding: Decoding) -> jax.Array:
@@ -47,6 +45,7 @@ def pick(logits: jax.Array, key: jax.Array, decoding: Decoding) -> jax.Array:
     if decoding.temperature == 0:
         return jnp.argmax(logits).astype(jnp.int32)
     logits = logits / decoding.temperature
-    if decoding.top_k or decoding.top_p < 1:
-        logits = truncate(logits, decoding.top_k, decoding.top_p)
-    return jax.random.categorical(key, logits).astype(jnp.int32)
+    if not decoding.top_k and decoding.top_p >= 1:
+        return jax.random.categorical(key, logits).astype(jnp.int32)
+    values, ids = ranked(logits, decoding.top_k, decoding.top_p)
+    return ids[jax.random.categorical(key, values)].astype(jnp.int32)

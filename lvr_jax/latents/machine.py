@@ -99,16 +99,16 @@ class Machine:
     def corrupt(self, row: Row, z: jax.Array, bank, item: jax.Array, seed) -> jax.Array:
         """The vectors that are fed instead of z [C, B, D] under each row's condition."""
 
-        def one(condition, z, b, item, inside, stage, block, index):
-            source = bank.source[condition.source, b, stage, jnp.minimum(index, bank.source.shape[3] - 1)]
+        def one(condition, z, source, item, inside, stage, block, index):
+            source = source[condition.source, stage, jnp.minimum(index, source.shape[2] - 1)]          # [D]
             key = cond.noise_key(seed, item, condition.seed_as, block, index)
             step = jnp.minimum(index, condition.steps.shape[0] - 1)
             return jnp.where(inside, cond.apply(condition, z, source, bank.spread, key, step), z)
 
-        over_items = jax.vmap(one, in_axes=(None, *[0] * 7))
+        # The bank is mapped over items, not indexed by them: rows stay on the device that holds them.
+        over_items = jax.vmap(one, in_axes=(None, 0, 1, 0, 0, 0, 0, 0))
         over_conditions = jax.vmap(over_items, in_axes=(0, 0, None, None, 0, 0, 0, 0))
-        items = jnp.arange(self.B), item
-        return over_conditions(self.condition, z, *items, row.inside, row.stage, row.block, row.place)
+        return over_conditions(self.condition, z, bank.source, item, row.inside, row.stage, row.block, row.place)
 
     def _quota(self, row: Row) -> jax.Array:
         """[C, B, G]: latents that a block opened now would feed."""
@@ -121,7 +121,9 @@ class Machine:
         """After step s, whose output is `hidden` [C, B, D] with fp32 `logits`; forced [B]: id to store if >= 0."""
         plan, spec = self.plan, self.plan.spec
         picked = self._pick(row, logits, s, item, seed)
-        picked = jnp.where((s == 0) & (plan.first >= 0), plan.first, picked)
+        # A forced first token that is a banned start marker is not forced.
+        first = jnp.where((self.condition.banned & (plan.start == plan.first)).any(-1), -1, plan.first)[:, None]
+        picked = jnp.where((s == 0) & (first >= 0), first, picked)
         waiting = row.queue < self._closing_tokens
         picked = jnp.where(waiting, self._closing_token(row.closing, row.queue), picked)
         picked = jnp.where(forced >= 0, forced, picked)

@@ -195,11 +195,10 @@ def sweep(
         logits = model.text.logits(hidden)                                               # [C, B, V]
         end = model.latent_end[...] if hasattr(model, "latent_end") else None
         new = machine.advance(row, hidden, logits, forced[:, s], s, end, prefix.item, seed)
-        top = jax.lax.top_k(logits, 2)[0]
         now = {
             "token": new.token, "latent": latent, "stage": row.stage, "block": row.block,
             "index": row.place, "live": ~row.finished, "hidden": hidden, "made": made, "fed": fed,
-            "letters": logits[..., letters], "margin": top[..., 0] - top[..., 1], **taps,
+            "letters": logits[..., letters], "margin": _margin(logits), **taps,
         }  # fmt: skip
         put = jax.lax.dynamic_update_index_in_dim
         return new, {k: put(trace[k], now[k].astype(trace[k].dtype), s, 2) for k in trace}
@@ -250,6 +249,13 @@ def _decode_step(model, x, position, segment, role, prefix: Cache, own: Cache, s
         write(own.role, role[..., None], 2),
     )  # fmt: skip
     return hidden, own, out
+
+
+def _margin(logits: jax.Array) -> jax.Array:
+    """Gap of the two largest logits. Two maxima: top_k sorts the vocabulary, 40 % of a sweep's time on a CPU."""
+    best = jnp.argmax(logits, -1, keepdims=True)
+    others = jnp.where(jnp.arange(logits.shape[-1]) == best, -jnp.inf, logits)
+    return jnp.max(logits, -1) - jnp.max(others, -1)
 
 
 def _blank_taps(C, B, text, compute, record) -> dict:
