@@ -110,3 +110,74 @@ def collate(rows: Sequence[Sequence[Example]], budget: Budget, geometry: Geometr
     """Rows of examples -> one batch, every array with a leading B axis."""
     laid_out = [lay_out_row(row, budget, geometry) for row in rows]
     return {key: np.stack([row[key] for row in laid_out]) for key in laid_out[0]}
+
+
+@dataclasses.dataclass(frozen=True)
+class Alignment:
+    """Rows whose latents sit at the same positions in each: text, latents, text, ..., text, each part of static size.
+
+    For training on the model's own latents (latents.unroll), one example a row. Text before latents ends right before
+    them, so a part's last token is the start marker; latents and the last text begin with their part. What a row does
+    not fill is padding. An example with fewer blocks leaves the parts of the others empty.
+    """
+
+    text: tuple[int, ...]
+    latents: tuple[int, ...]
+
+    def __post_init__(self):
+        if len(self.text) != len(self.latents) + 1 or min(self.text + self.latents, default=0) < 1:
+            raise DataError(f"{self}: expected sizes of at least 1, one text more than latents")
+
+    @property
+    def bounds(self) -> tuple[tuple[int, int, bool], ...]:
+        """(start, stop, latents?) of every part, in order."""
+        sizes = [size for pair in zip(self.text, self.latents) for size in pair] + [self.text[-1]]
+        stops = np.cumsum(sizes).tolist()
+        return tuple((stop - size, stop, i % 2 == 1) for i, (size, stop) in enumerate(zip(sizes, stops)))
+
+    @property
+    def tokens(self) -> int:
+        return sum(self.text) + sum(self.latents)
+
+    def places(self, stage: np.ndarray, slot: np.ndarray, group: np.ndarray, name: str = "") -> np.ndarray:
+        """Where every token of one unpadded example goes [n]. BudgetError if a part is too small for it."""
+        latent = (stage > 0) & (slot >= 0)
+        block = np.where(latent, group, 0)
+        starts = np.flatnonzero(np.diff(block, prepend=0, append=0))                     # every change of block
+        cuts = [0, *starts.tolist(), len(stage)]
+        runs = [(a, b, bool(latent[a])) for a, b in zip(cuts, cuts[1:]) if a < b]
+        bounds, place, part = self.bounds, np.zeros(len(stage), np.int64), 0
+        for i, (a, b, is_latent) in enumerate(runs):
+            last = i == len(runs) - 1
+            part = len(bounds) - 1 if last and not is_latent else part
+            if part >= len(bounds) or bounds[part][2] != is_latent or b - a > bounds[part][1] - bounds[part][0]:
+                kind = "latents" if is_latent else "tokens of text"
+                raise BudgetError(f"example {name}: part {i} has {b - a} {kind}, which {self} has no room for")
+            start, stop, _ = bounds[part]
+            first = start if is_latent or part == len(bounds) - 1 else stop - (b - a)
+            place[a:b] = first + np.arange(b - a)
+            part += 1
+        return place
+
+
+def align(batch: Batch, alignment: Alignment) -> Batch:
+    """A collated batch of one example a row -> the same with aligned rows, and `before` [B, T]: where the token before
+    each one is. BudgetError if an example does not fit; DataError if a row holds several."""
+    if batch["segment"].max(initial=0) > 1:
+        raise DataError("align: a row holds several examples, expected max_per_row = 1")
+    B, T = batch["tokens"].shape[0], alignment.tokens
+    fill = {"vision_slot": -1}
+    along = ("tokens", "segment", "vision_slot", "stage", "group", "role", "loss_mask", "positions")
+    out = {k: x if k not in along else np.full((*x.shape[:-1], T), fill.get(k, 0), x.dtype) for k, x in batch.items()}
+    out["before"] = np.zeros((B, T), np.int32)
+    out["pool"] = batch["pool"].copy()
+    for b in range(B):
+        n = int((batch["segment"][b] > 0).sum())
+        own = {key: batch[key][b, ..., :n] for key in along}
+        place = alignment.places(own["stage"], own["vision_slot"], own["group"], f"of row {b}")
+        for key, values in own.items():
+            out[key][b][..., place] = values
+        out["before"][b, place[1:]] = place[:-1]
+        pooled = batch["pool"][b, :, 0] >= 0
+        out["pool"][b, pooled, 0] = place[batch["pool"][b, pooled, 0]]
+    return out

@@ -1,0 +1,15 @@
+"""Control: the model before any training, as a row of the same tables.
+
+Takes no step; writes the checkpoint out. Cost: none.
+
+    python tools/train.py --config configs/base.py:3b --workdir runs/base
+    python tools/train.py --config configs/base.py:tiny --workdir runs/base_tiny
+"""
+
+from configs import common
+
+
+def get_config(size: str = "3b"):
+    c = common.get_config(size, "base")
+    c.steps = 0
+    return c

@@ -1,0 +1,100 @@
+"""Which settings do all experiments share? Sec. 4.1 of "Cosine Misleads", its released code, and how to run it here.
+
+Not an experiment: `configs/lvr.py` and the others state what differs. The argument is a size: `3b` and `7b` train
+published checkpoints on Visual-CoT, `tiny` a network of a million parameters on digit search scenes, on a laptop.
+"""
+
+from ml_collections import ConfigDict
+
+from lvr_jax.data.images import LVR_PIXELS
+from lvr_jax.training.partitioning import RULES
+
+SIZES = ("3b", "7b", "tiny")
+
+
+def get_config(size: str = "3b", name: str = "common") -> ConfigDict:
+    """The baseline, LVR: one latent block, mean squared error with weight 0.1, teacher forcing."""
+    size = size or "3b"
+    if size not in SIZES:
+        raise ValueError(f"config argument {size!r}, expected one of {', '.join(SIZES)}")
+    c = ConfigDict()
+    c.name = name
+    c.seed = 42
+    c.steps = 2500
+    c.rows = 64                     # packs a step, over all devices
+    c.accumulate = 1                # micro-batches a step; changes memory and time, not the result
+    c.shards = 0                    # of the data; 0: one a process. A fixed number makes batches equal on any hosts
+    c.mask_boxes = False            # control: the model's input without the boxes
+    c.synthetic = False             # one made-up batch instead of data: how fast is the device alone?
+    c.model = size                  # shapes of a random network, where init.checkpoint names none
+    c.init = ConfigDict({
+        "checkpoint": f"checkpoints/Qwen2.5-VL-{size.upper()}-Instruct",     # a folder of Hugging Face, or of ours
+        "fork_from": "",            # workdir of another run: go on from its state, optimizer and place in the data
+        "fork_at": 0.0,             # which state of it: share of the run
+        "fork_data": True,
+    })  # fmt: skip
+    c.frozen = ("vision/.*",)       # tower and merger
+    c.compute = ConfigDict({"dtype": "auto", "attention": "auto", "remat": "block"})
+    c.mesh = ConfigDict({"data": 1, "fsdp": -1, "tensor": 1})
+    c.sharding = RULES
+    c.objective = ConfigDict({
+        "distance": "mse", "normalisation": "per_token", "stage_weights": (1.0,), "diversity": 0.0, "noise": 0.0,
+        "target": "own", "route": "both", "attention": "full", "feedback": "teacher", "chunk": 256,
+    })  # fmt: skip
+    # By share of the run (0 to 1): lambda, and the probability that a latent is the model's own.
+    c.reconstruction = ConfigDict({"points": ((0.0, 0.1),), "between": "hold"})
+    c.own = ConfigDict({"points": ((0.0, 0.0),), "between": "linear"})
+    c.alignment = ConfigDict({"text": (), "latents": ()})       # sizes of a row's parts, for own latents
+    c.optimizer = ConfigDict({
+        "peak": 1e-5, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.1, "decay_rule": "official",
+        "warmup_ratio": 0.03, "clip": 1.0,
+    })  # fmt: skip
+    c.data = ConfigDict({
+        "tokenizer": "",            # the checkpoint's own
+        "sources": {"stage1": {"kind": "lvr_meta", "path": "data/meta_data_lvr_sft_stage1.json",
+                               "box_policy": "keep", "check_images": False}},
+        "template": "lvr", "answer_format": "tagged", "check_boxes": False,
+        "min_pixels": LVR_PIXELS[0], "max_pixels": LVR_PIXELS[1],
+        # A pack: at most four examples. Four times 4,096 tokens; windows are tokens / 16 and an eighth for edges.
+        "tokens": 16384, "windows": 1152, "pooled": 0, "max_per_row": 4,
+        "lookahead": 32, "workers": 8, "prefetch": 2, "max_skip_share": 0.05,
+    })  # fmt: skip
+    c.system = ConfigDict({"name": "lvr", "budget": 8})      # how held-out replies are decoded: latents a block
+    c.held_out = ConfigDict({"every": 250, "examples": 64, "sources": {}, "max_new_tokens": 64})
+    c.checkpoint = ConfigDict({"every": 500, "keep": 0, "keep_every": 0, "export": True})
+    c.log = ConfigDict({"every": 10, "tensorboard": True, "progress": True})
+    c.profile = ConfigDict({"start": 10, "steps": 0})        # a trace of so many steps, on all hosts
+    c.compilation_cache = "~/.cache/lvr_jax/compilation"
+    return _tiny(c) if size == "tiny" else c
+
+
+def align(c: ConfigDict, size: str) -> ConfigDict:
+    """Rows for own latents: one example, its eight latents at the same place in each."""
+    small = size == "tiny"
+    c.alignment.text, c.alignment.latents = ((112, 40) if small else (6144, 248)), (8,)
+    c.data.tokens, c.data.windows = (160, 1) if small else (6400, 400)
+    c.data.pooled = c.data.pooled // 4
+    c.data.max_per_row = 1
+    c.rows = 48 if small else 192           # about as many examples as in packs of four
+    c.data.max_skip_share = 0.25            # examples with several boxes do not fit
+    return c
+
+
+def _tiny(c: ConfigDict) -> ConfigDict:
+    """The same experiment at a size that 500 steps of 48 questions teach on one core in three minutes."""
+    c.steps = 500
+    c.rows = 12
+    c.init.checkpoint = "lvr_jax/assets/tiny"
+    c.compute.remat = "none"
+    c.optimizer.peak = 5e-4
+    c.data.sources = {"digits": {"kind": "digit_search", "size": 100_000, "split": "train"}}
+    c.data.answer_format = "word_then_letter"
+    c.data.check_boxes = True
+    c.data.min_pixels, c.data.max_pixels = 784, 112 * 112
+    c.data.tokens, c.data.windows = 512, 4
+    c.data.workers = 0
+    c.system.budget = 4
+    c.held_out.update({"every": 100, "examples": 64, "max_new_tokens": 32})
+    c.held_out.sources = {"digits": {"kind": "digit_search", "size": 64, "split": "test"}}
+    c.checkpoint.every = 100
+    return c

@@ -1,0 +1,170 @@
+"""What does a config stand for? Fields -> the objects of a run; every mistake in them is one line.
+
+    experiment = Experiment.of(config)          # shapes only: nothing is read but config.json and the tokenizer
+    state = experiment.initial_state()
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+from ml_collections import ConfigDict
+
+from lvr_jax import checkpoints
+from lvr_jax.checkpoints.folder import FILES, is_ours, resolve
+from lvr_jax.data.device import batch_sharding
+from lvr_jax.data.from_config import DataConfig, make_tokenizer
+from lvr_jax.data.packing import Alignment
+from lvr_jax.data.tokenizers import ChatTokenizer
+from lvr_jax.latents.objectives import Objective
+from lvr_jax.latents.unroll import Part
+from lvr_jax.models.attention import IMPLEMENTATIONS
+from lvr_jax.models.qwen2_5_vl.config import SIZES, Config
+from lvr_jax.models.qwen2_5_vl.layers import REMAT, Compute
+from lvr_jax.models.qwen2_5_vl.model import Qwen2_5_VL, abstract_model
+from lvr_jax.training.optimizer import AdamW
+from lvr_jax.training.partitioning import make_mesh, shardings
+from lvr_jax.training.schedules import Points
+from lvr_jax.training.state import State, abstract_state, start
+from lvr_jax.training.step import Recipe, compiled_step
+
+
+class ConfigFieldError(ValueError):
+    """A field of an experiment's config that does not fit the others."""
+
+
+def _plain(value: Any) -> Any:
+    """ConfigDicts as dicts, and every list as a tuple: frozen records want them."""
+    if isinstance(value, ConfigDict | Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return tuple(map(_plain, value)) if isinstance(value, list | tuple) else value
+
+
+def _record(cls: type, name: str, fields: Mapping) -> Any:
+    try:
+        return cls(**_plain(fields))
+    except (TypeError, ValueError) as error:
+        text = str(error)
+        raise ConfigFieldError(text if text.startswith(name) else f"{name}: {text}") from error
+
+
+def _schedule(name: str, fields: Mapping, steps: int) -> Points:
+    """Points by share of the run -> points by step."""
+    points = tuple((round(share * steps), value) for share, value in fields["points"])
+    # A run of no steps has them all at its start.
+    return _record(Points, name, {**_plain(fields), "points": points if steps else points[:1]})
+
+
+def compute_of(fields: Mapping, objective: Objective, aligned: bool) -> Compute:
+    """`auto` is bf16 on accelerators and fp32 on CPUs; splash on TPUs where the mask allows it."""
+    platform = jax.default_backend()
+    dtype, attention, remat = fields["dtype"], fields["attention"], fields["remat"]
+    if dtype == "auto":
+        dtype = "float32" if platform == "cpu" else "bfloat16"
+    if attention == "auto":
+        plain = objective.attention == "full" and not aligned
+        attention = "splash" if platform == "tpu" and plain else "xla"
+    for name, value, allowed in (
+        ("dtype", dtype, ("float32", "bfloat16")), ("attention", attention, IMPLEMENTATIONS), ("remat", remat, REMAT)
+    ):  # fmt: skip
+        if value not in allowed:
+            raise ConfigFieldError(f"compute.{name} is {value!r}, expected 'auto' or one of {sorted(allowed)}")
+    return Compute(jnp.dtype(dtype), attention, remat)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Experiment:
+    """A config, understood.
+
+    config: as given; data: its `data` fields, with the network's geometry and the rows of a whole step;
+    network, graph: the model; like: the state as shapes, types and shardings; rows: sharding of a batch
+    """
+
+    config: ConfigDict
+    data: DataConfig
+    tokenizer: ChatTokenizer
+    network: Config
+    graph: nnx.GraphDef
+    recipe: Recipe
+    mesh: Mesh
+    like: State
+    rows: NamedSharding
+    alignment: Alignment | None
+
+    @classmethod
+    def of(cls, config: ConfigDict, mesh: Mesh | None = None) -> Experiment:
+        """mesh: another one than the config's, such as that of a topology that is not here."""
+        c = config
+        mesh = make_mesh(c.mesh) if mesh is None else mesh
+        network = _network(c)
+        data = DataConfig.read(
+            {
+                **c.data.to_dict(), "rows": c.rows, "seed": c.seed, "merge": network.vision.merge,
+                "window": network.vision.window, "tokenizer": c.data.tokenizer or files_of(c.init.checkpoint),
+            }
+        )  # fmt: skip
+        tokenizer = make_tokenizer(data)
+        if len(tokenizer) > network.text.vocab:
+            raise ConfigFieldError(
+                f"tokenizer {data.tokenizer} has {len(tokenizer)} entries with the latent tokens, the embedding "
+                f"{network.text.vocab} rows"
+            )
+        alignment = _record(Alignment, "alignment", c.alignment) if c.alignment.latents else None
+        objective = _record(Objective, "objective", c.objective)
+        if (objective.feedback != "teacher") != (alignment is not None):
+            raise ConfigFieldError(
+                f"objective.feedback is {objective.feedback!r} and alignment.latents {c.alignment.latents}: own latents "
+                "need aligned rows, and only they do"
+            )
+        rows = batch_sharding(mesh)
+        spread = mesh.shape["data"] * mesh.shape["fsdp"]
+        if c.rows % (c.accumulate * spread):
+            raise ConfigFieldError(
+                f"rows = {c.rows}: expected a multiple of accumulate ({c.accumulate}) times the devices that rows are "
+                f"spread over ({spread})"
+            )
+        optimizer = _record(AdamW, "optimizer", c.optimizer)
+        graph, params = abstract_model(network)
+        compute = compute_of(c.compute, objective, alignment is not None)
+        transformation = optimizer.transformation(c.steps)
+        recipe = Recipe(
+            graph=graph, objective=objective, compute=compute, transformation=transformation,
+            rate=optimizer.rate(c.steps), reconstruction=_schedule("reconstruction", c.reconstruction, c.steps),
+            own=_schedule("own", c.own, c.steps), accumulate=c.accumulate,
+            parts=() if alignment is None else tuple(Part(*bounds) for bounds in alignment.bounds), seed=c.seed,
+        )  # fmt: skip
+        like = abstract_state(params, c.frozen, transformation, _plain(c.sharding), mesh, compute.dtype)
+        return cls(c, data, tokenizer, network, graph, recipe, mesh, like, rows, alignment)
+
+    def step(self) -> Callable:
+        return compiled_step(self.recipe, self.like, self.rows, self.mesh)
+
+    def initial_state(self) -> State:
+        """The state before step 0."""
+        where = shardings(abstract_model(self.network)[1], _plain(self.config.sharding), self.mesh)
+        if self.config.init.checkpoint:
+            params = checkpoints.load(self.config.init.checkpoint, where, config=self.network)[1]
+        else:
+            draw = lambda: nnx.to_pure_dict(nnx.state(Qwen2_5_VL(nnx.Rngs(self.config.seed), self.network)))  # noqa: E731
+            params = jax.jit(draw, out_shardings=where)()
+        return start(params, self.like, self.recipe.transformation, self.config.frozen)
+
+
+def files_of(checkpoint: str) -> str:
+    """The folder of tokenizer and config.json of a checkpoint of either kind; "" for none."""
+    return os.fspath(resolve(checkpoint) / FILES) if checkpoint and is_ours(resolve(checkpoint)) else checkpoint
+
+
+def _network(c: ConfigDict) -> Config:
+    if c.init.checkpoint:
+        return checkpoints.read_config(c.init.checkpoint)
+    if c.model not in SIZES:
+        raise ConfigFieldError(f"model is {c.model!r}, expected one of {sorted(SIZES)}")
+    return SIZES[c.model]

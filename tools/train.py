@@ -1,0 +1,78 @@
+"""Trains one experiment: a variant of the paper, a control, or one of your own.
+
+    python tools/train.py --config configs/lvr.py:tiny --workdir runs/lvr_tiny
+    python tools/train.py --config configs/lvr.py:3b --workdir gs://bucket/lvr --config.init.checkpoint=Qwen2.5-VL-3B
+
+Any field is an override, such as --config.steps=1000 or --config.mesh.tensor=4. The same command goes on where a
+stopped run was: SIGTERM, Ctrl-C and a TPU's preemption notice save first. On a pod, start it on every host; by hand,
+set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. The workdir gets metrics.jsonl, tensorboard/,
+checkpoints/ and, at the end, export/: a checkpoint for the other tools.
+
+Exit status: 0 finished, or stopped and saved; 1 failed (a loss that is not finite, a full disk); 2 bad input.
+"""
+
+import sys
+from pathlib import Path
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+# Configs import each other as `configs.NAME`.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "Config file and size: configs/lvr.py:3b.", lock_config=True)
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run, local or gs://.")
+
+
+def parse(arguments: list[str]) -> list[str]:
+    """absl's own parser ends with status 1 and a page of help; a wrong flag is bad input like any other."""
+    try:
+        left = flags.FLAGS(arguments)
+        if CONFIG.value is not None:
+            CONFIG.value.keys()     # a file that could not be loaded says so only now
+        return left
+    except KeyError as error:
+        message = f"the config has no field {error}"
+    except (flags.Error, AttributeError, OSError, TypeError, ValueError) as error:
+        # A fault inside a config file comes with its traceback: what was raised is the last line.
+        message = str(error).strip().splitlines()[-1].strip()
+    print(f"train: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def main(arguments: list[str]) -> int:
+    # Imported late: --help needs no device, and several processes have to find each other before JAX finds any.
+    from lvr_jax.checkpoints import CheckpointError
+    from lvr_jax.data.sample import DataError
+    from lvr_jax.latents.spec import SpecError
+    from lvr_jax.models.attention import AttentionError
+    from lvr_jax.models.qwen2_5_vl.config import ConfigError
+    from lvr_jax.training.distributed import DistributedError, initialize
+    from lvr_jax.training.experiment import ConfigFieldError
+    from lvr_jax.training.loop import TrainingFailed, train
+    from lvr_jax.training.partitioning import MeshError
+
+    bad_input = (
+        AttentionError, CheckpointError, ConfigError, ConfigFieldError, DataError, DistributedError, MeshError, SpecError
+    )  # fmt: skip
+    logging.set_verbosity(logging.WARNING)
+    try:
+        if arguments[1:]:
+            raise ConfigFieldError(f"argument {arguments[1]!r} is not a flag; see --help")
+        if CONFIG.value is None or WORKDIR.value is None:
+            raise ConfigFieldError("expected --config FILE[:SIZE] and --workdir FOLDER; see --help")
+        initialize()
+        outcome = train(CONFIG.value, WORKDIR.value)
+    except bad_input as error:
+        print(f"train: {error}", file=sys.stderr)
+        return 2
+    except (TrainingFailed, OSError) as error:
+        print(f"train: {error}", file=sys.stderr)
+        return 1
+    said = "finished" if outcome.finished else "stopped and saved"
+    print(f"{WORKDIR.value}: {said} at step {outcome.step} of {CONFIG.value.steps}")
+    return 0
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse)
