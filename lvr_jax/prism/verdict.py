@@ -12,6 +12,9 @@ from lvr_jax.prism.power import exact_mcnemar, minimum_detectable_effect
 # Shares of the clean run's edge over chance. Below NEGLIGIBLE a loss is not worth a name even where it is significant;
 # from MOST on, little but chance is left. An unfound loss is excluded only if its interval ends below OVERLOOKED.
 NEGLIGIBLE, OVERLOOKED, MOST = 0.05, 0.25, 0.75
+# The part of the error rate spent on margins: they see small effects, and exact McNemar leaves most of its part unused.
+MARGIN_WEIGHT = 0.9
+_PARTS = ("point", "low", "high")
 
 
 @dataclass(frozen=True)
@@ -19,7 +22,7 @@ class Verdict:
     """kind: load-bearing | partly | ignored | harmful | undecided, and how it came about.
 
     share: part of the clean edge over chance that the most telling condition destroys (negative: corruption helps),
-    by `measure` (accuracy or margin); p is that condition's Holm-adjusted p over all tests of the sweep. sure: the
+    by `measure` (accuracy or margin); p is that condition's p, Holm-adjusted over the conditions. sure: the
     whole interval of the share gives the same kind. smallest: the accuracy loss that this n would show with 80 %
     power.
     """
@@ -38,42 +41,46 @@ class Verdict:
 def load_bearing_verdict(
     clean, conditions, clean_margin=None, margins=None, *, chance, names, level=0.95, draws=intervals.DRAWS, seed=0
 ) -> Verdict:
-    """The verdict from right/wrong clean [I] and conditions [C, I], and margins likewise (None: accuracy alone).
+    """The verdict from right/wrong clean [I] and conditions [C, I], and margins likewise (None: answers alone).
 
-    chance: accuracy without any information, a number or one per item (1 / options). The tests are exact McNemar on the
-    answers and a paired t on the margins, Holm over all of them, so that a false alarm of any kind has probability
-    1 - level at most. Raises ValueError on shapes that disagree.
+    chance: accuracy without any information, a number or one per item (1 / options). A condition is tested by a paired
+    t on the margins and exact McNemar on the answers (weighted Bonferroni, MARGIN_WEIGHT to the margins), and Holm goes
+    over conditions: without any effect, some condition is found with a probability just below 1 - level.
+    Raises ValueError on shapes that disagree.
     """
     clean, conditions = np.asarray(clean, float), np.asarray(conditions, float)
     n, chance = len(clean), np.broadcast_to(np.asarray(chance, float), clean.shape)
     if conditions.shape != (len(names), n) or len(names) == 0:
         raise ValueError(f"conditions {conditions.shape}; expected [{len(names)} names, {n} items], at least one name")
     weights = intervals.item_weights(n, draws, seed)
-    accuracy_share = _lost_share(clean - chance, clean - conditions, weights, level)
     lost, gained = ((clean - conditions) > 0).sum(1), ((conditions - clean) > 0).sum(1)
     smallest = minimum_detectable_effect(n, float(np.minimum(lost, gained).max() / n), (1 - level) / len(names))
+    p_answers = exact_mcnemar(gained, lost)
+    accuracy = _lost_share(clean - chance, clean - conditions, weights, level)
+    if margins is None:
+        p, share, by_margin = p_answers, accuracy, np.zeros(len(names), bool)
+    else:
+        clean_margin, margins = np.asarray(clean_margin, float), np.asarray(margins, float)
+        p_margins = paired_t_pvalue(margins - clean_margin)
+        # A condition without margins (the model stopped answering) still has its answers.
+        p_margins = np.where(np.isnan(p_margins), 1.0, p_margins)
+        p = np.minimum(1, np.minimum(p_margins / MARGIN_WEIGHT, p_answers / (1 - MARGIN_WEIGHT)))
+        margin = _lost_share(clean_margin, clean_margin - margins, weights, level)
+        # Answers say more than margins wherever they moved at all.
+        by_margin = ~((accuracy.low > 0) | (accuracy.high < 0)) & np.isfinite(margin.point)
+        share = Interval(*(np.where(by_margin, getattr(margin, f), getattr(accuracy, f)) for f in _PARTS))
+    p = adjust(p, "holm")
+    found = p <= 1 - level
+    c = _most_telling(found, share, accuracy)
+    by = "margin" if found[c] and by_margin[c] else "accuracy"
+    told = Interval(*(float(getattr(share if by == "margin" else accuracy, part)[c]) for part in _PARTS))
 
-    p = [exact_mcnemar(gained, lost)]
-    shares = [accuracy_share]
-    if margins is not None:
-        moved = np.asarray(margins, float) - np.asarray(clean_margin, float)
-        p.append(paired_t_pvalue(moved))
-        shares.append(_lost_share(np.asarray(clean_margin, float), -moved, weights, level))
-    p = adjust(np.concatenate(p), "holm").reshape(len(p), -1)                             # [measures, C]
-    measure, c = _most_telling(p <= 1 - level, shares)
-    share = Interval(*(float(part[c]) for part in (shares[measure].point, shares[measure].low, shares[measure].high)))
-    found = bool(p[measure, c] <= 1 - level)
-
-    edge = intervals.item_bootstrap(clean - chance, weights, level)
-    kinds = [_kind(s, found, measure, share.high) for s in (share.point, share.low, share.high)]
-    no_edge = bool(edge.low <= 0)
+    no_edge = bool(intervals.item_bootstrap(clean - chance, weights, level).low <= 0)
+    kinds = [_kind(s, bool(found[c]), by, told.high) for s in (told.point, told.low, told.high)]
     kind = "undecided" if no_edge else kinds[0]
     sure = not no_edge and len(set(kinds)) == 1
-    by = ("accuracy", "margin")[measure]
-    return Verdict(
-        kind, names[c], by, share, float(p[measure, c]), sure, n, smallest,
-        _sentence(kind, names[c], by, share, float(p[measure, c]), sure, n, smallest, no_edge),
-    )  # fmt: skip
+    text = _sentence(kind, names[c], by, told, float(p[c]), sure, n, smallest, no_edge)
+    return Verdict(kind, names[c], by, told, float(p[c]), sure, n, smallest, text)
 
 
 def _lost_share(edge, loss, weights, level):
@@ -90,26 +97,23 @@ def _lost_share(edge, loss, weights, level):
     return Interval(point, low, high)
 
 
-def _most_telling(found, shares):
-    """(measure, condition) of the largest effect among the significant ones; answers before margins, harm before help.
+def _most_telling(found, share, accuracy):
+    """The condition with the largest effect among those found: the largest loss, or the largest gain if none loses.
 
-    Where nothing is significant: the condition whose loss of accuracy could be the largest.
+    Where nothing was found: the condition whose loss of accuracy could be the largest.
     """
-    for measure, hits in enumerate(found):
-        if hits.any():
-            size = np.where(hits, shares[measure].point, -np.inf)
-            if size.max() <= 0:
-                size = np.where(hits, -shares[measure].point, -np.inf)
-            return measure, int(np.nanargmax(size))
-    return 0, int(np.nanargmax(np.where(np.isnan(shares[0].high), -np.inf, shares[0].high)))
+    if not found.any():
+        return int(np.argmax(np.where(np.isnan(accuracy.high), -np.inf, accuracy.high)))
+    size = np.where(found & np.isfinite(share.point), share.point, 0)
+    return int(np.argmax(size) if size.max() > 0 else np.argmax(np.where(found, -size, -np.inf)))
 
 
-def _kind(share, found, measure, high):
+def _kind(share, found, by, high):
     if not found:
         return "ignored" if high < OVERLOOKED else "undecided"
     if np.isnan(share):
         return "undecided"
-    if share >= MOST and measure == 0:
+    if share >= MOST and by == "accuracy":
         return "load-bearing"
     if share >= NEGLIGIBLE:
         return "partly"

@@ -20,10 +20,10 @@ def planted(seed, own_path, conditions=6, n=N, jitter=0.15):
     return clean > 0, moved > 0, clean, moved
 
 
-def verdict(seed, own_path, **how):
+def verdict(seed, own_path, draws=1000, **how):
     clean, answers, margin, margins = planted(seed, own_path, **how)
     names = CONDITIONS[: len(answers)]
-    return load_bearing_verdict(clean, answers, margin, margins, chance=0.25, names=names, draws=1000)
+    return load_bearing_verdict(clean, answers, margin, margins, chance=0.25, names=names, draws=draws)
 
 
 @pytest.mark.parametrize("kind, own_path", [("load-bearing", 0.0), ("ignored", 1.0), ("partly", 0.5)])
@@ -34,13 +34,14 @@ def test_the_verdict_is_right_for_planted_latents_over_fifty_seeds(kind, own_pat
     assert np.mean([v.sure for v in verdicts]) >= 0.9
 
 
+@pytest.mark.slow
 def test_false_alarms_under_an_ignored_latent_are_at_the_nominal_level():
-    # One margin test of one condition is exact; all tests of a sweep together must stay within the same 5 %.
-    single = np.array([verdict(seed, 1.0, conditions=1).p <= 0.05 for seed in range(1000)])
-    sweep = np.array([verdict(seed, 1.0).p <= 0.05 for seed in range(1000)])
-    assert sweep.mean() <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / 1000)
-    assert single.mean() <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / 1000)
-    assert sweep.mean() >= 0.01  # and the tests are not asleep either
+    # One condition, and a sweep of six with Holm: 4.5 % on the margins, exact, and up to 0.5 % on the answers.
+    single = np.array([verdict(seed, 1.0, draws=50, conditions=1).p <= 0.05 for seed in range(1000)])
+    sweep = np.array([verdict(seed, 1.0, draws=50).p <= 0.05 for seed in range(1000)])
+    for alarms in (single, sweep):
+        # Within what 1,000 runs can tell of 5 %: two standard errors.
+        assert abs(alarms.mean() - 0.05) <= 2 * np.sqrt(0.05 * 0.95 / 1000)
 
 
 @pytest.mark.slow
@@ -78,6 +79,13 @@ def test_a_significant_but_tiny_shift_is_not_use():
     moved = margin - 0.01 + rng.normal(0, 0.02, N)
     found = load_bearing_verdict(margin > 0, (moved > 0)[None], margin, moved[None], chance=0.25, names=["zero"])
     assert found.p < 0.01 and found.kind == "ignored"
+
+
+def test_a_corruption_that_silences_the_model_is_found_without_margins():
+    clean, _, margin, _ = planted(8, 0.0, conditions=1)
+    silent = np.full((1, N), np.nan)
+    found = load_bearing_verdict(clean, np.zeros((1, N)), margin, silent, chance=0.25, names=["zero"], draws=500)
+    assert (found.kind, found.measure) == ("load-bearing", "accuracy") and found.p < 1e-6
 
 
 def test_what_n_cannot_show_is_undecided_and_said():
