@@ -9,7 +9,7 @@ fp32 (fp64 for fp64 inputs), and never larger than MAX_SCORES: longer passes go 
 """
 
 import dataclasses
-import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -123,22 +123,19 @@ def _softmax_attention(queries: Queries, keys: tuple[Keys, ...], weights: bool, 
     K = keys[0].k.shape[2]
     q = (queries.q * H**-0.5).reshape(B, T, K, N // K, H)
     score_type = wide(q.dtype)
-    lowest = jnp.finfo(score_type).min
-    masks = [visible(queries, part, first)[:, None, None] for part in keys]              # [B, 1, 1, T, S]
-    scores = [
-        jnp.where(mask, jnp.einsum("BTKGH,BSKH->BKGTS", q, part.k, preferred_element_type=score_type), lowest)
-        for mask, part in zip(masks, keys)
-    ]
-    top = functools.reduce(jnp.maximum, [s.max(-1, keepdims=True) for s in scores])
-    # The mask is applied once more after the exponential: a query that sees nothing gets zeros, not a mean.
-    unnormalised = [jnp.where(mask, jnp.exp(s - jax.lax.stop_gradient(top)), 0) for mask, s in zip(masks, scores)]
-    total = sum(u.sum(-1, keepdims=True) for u in unnormalised)
-    shares = [u / jnp.where(total == 0, 1, total) for u in unnormalised]
+    mask = jnp.concatenate([visible(queries, part, first) for part in keys], -1)[:, None, None]  # [B, 1, 1, T, S]
+    scores = [jnp.einsum("BTKGH,BSKH->BKGTS", q, part.k, preferred_element_type=score_type) for part in keys]
+    scores = jnp.where(mask, jnp.concatenate(scores, -1), jnp.finfo(score_type).min)
+    shares = jax.nn.softmax(scores)                                                      # [B, K, G, T, S]
+    ends = itertools.accumulate(part.k.shape[1] for part in keys)
     out = sum(
-        jnp.einsum("BKGTS,BSKH->BTKGH", share.astype(part.v.dtype), part.v) for share, part in zip(shares, keys)
+        jnp.einsum("BKGTS,BSKH->BTKGH", shares[..., end - part.k.shape[1] : end].astype(part.v.dtype), part.v)
+        for end, part in zip(ends, keys)
     )
-    taken = jnp.concatenate(shares, -1).reshape(B, N, T, -1) if weights else None
-    return out.reshape(B, T, N, H).astype(queries.q.dtype), taken
+    # A query that sees nothing gets zeros, not a mean over what is hidden.
+    sees = mask.any(-1)                                                                  # [B, 1, 1, T]
+    out = jnp.where(jnp.moveaxis(sees, -1, 1)[..., None], out, 0).reshape(B, T, N, H).astype(queries.q.dtype)
+    return out, jnp.where(sees[..., None], shares, 0).reshape(B, N, T, -1) if weights else None
 
 
 def _splash(queries: Queries, keys: Keys, interpret: bool = False) -> jax.Array:
