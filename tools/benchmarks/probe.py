@@ -4,7 +4,8 @@
 predictions at every alpha and the leave-one-out choice. scikit-learn is timed on random (layer, position, fold,
 labeling) units and scaled to all of them. Two loops that a user could write are timed, RidgeClassifier at each alpha
 (predictions at every alpha) and RidgeClassifierCV (the choice only), with BLAS threads free and held to one; the
-fastest of the four is the baseline, and ours gets the same choice of threads. Predictions and chosen alphas of the timed units must equal ours, or it fails.
+fastest of the four is the baseline, and ours gets the same choice of threads. Predictions and chosen alphas of the
+timed units must equal ours, or it fails.
 """
 
 import itertools
@@ -27,7 +28,7 @@ GOAL = 50
 THREADS = {"all": None, "one": 1}
 
 
-def run(rounds: int = 5, units: int = 16, seed: int = 0) -> dict:
+def run(rounds: int = 5, units: int = 8, seed: int = 0) -> dict:
     """Medians of interleaved rounds; `units` scikit-learn units are timed a round, others each round."""
     rng = np.random.default_rng(seed)
     states = rng.standard_normal((LAYERS, POSITIONS, ITEMS, WIDTH), np.float32) + 3
