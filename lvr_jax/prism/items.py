@@ -1,0 +1,219 @@
+"""Which items does an audit run over, in what batches, and which image regions may stand in for their latents?
+
+One `Items` a checkpoint: tokenizer, pixel limits and latent system decide prompts, letters and regions. Everything is
+made when a batch is asked for, so that a resumed audit decodes no picture of a finished batch.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from lvr_jax.data.boxes import box_to_tokens
+from lvr_jax.data.chat import encode_prompt
+from lvr_jax.data.images import MERGE
+from lvr_jax.data.options import LETTERS
+from lvr_jax.data.packing import Geometry, collate
+from lvr_jax.data.sample import Example, Sample
+from lvr_jax.data.templates import TEMPLATES, SequenceTemplate, latent_slots
+from lvr_jax.data.tokenizers import IM_END, IM_START, IMAGE_PAD, VIDEO_PAD, VISION_END, VISION_START
+from lvr_jax.evaluation.batches import ItemBatch, batches, prompt_size
+from lvr_jax.evaluation.extraction import rule_name
+from lvr_jax.evaluation.generation import MARKS, LetterPlace, letter_place
+from lvr_jax.evaluation.protocol import Protocol
+from lvr_jax.evaluation.rows import BenchmarkError
+from lvr_jax.evaluation.scoring import judge
+from lvr_jax.evaluation.subject import Subject
+from lvr_jax.latents import regions
+from lvr_jax.latents.conditions import name_number
+from lvr_jax.latents.sweep import Prompts
+
+# How each latent system was trained to lay its blocks out; the others have no targets that this project knows.
+TEMPLATE_OF = {"lvr": "lvr", "lvr_latent_end": "lvr", "v_reflection": "lvr", "p_lvr": "p_lvr_2"}
+REGIONS = ("box", "wrong_box", "random_crop")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Items:
+    """A benchmark as one checkpoint is asked it; `I` items in the benchmark's order.
+
+    template: of its training sequences, for targets and boxes (None: the system has no known one)
+    rows: items a batch; programs: how many budgets at most; seed: of moved boxes and random crops
+    force: the prompt ends with the (last stage's) start marker, so that every item opens a latent block
+    """
+
+    subject: Subject
+    benchmark: object
+    protocol: Protocol
+    template: SequenceTemplate | None
+    rows: int = 8
+    programs: int = 4
+    seed: int = 0
+    force: bool = False
+
+    def __post_init__(self):
+        unlettered = [row.id for row in self.benchmark.rows if row.letter is None]
+        if unlettered:
+            raise BenchmarkError(f"{self.benchmark.name}: item {unlettered[0]} is an open question; an audit needs "
+                                 "lettered options")  # fmt: skip
+
+    @property
+    def ids(self) -> list[str]:
+        return [row.id for row in self.benchmark.rows]
+
+    @functools.cached_property
+    def labels(self) -> np.ndarray:
+        """[I] the gold letter as a number."""
+        return np.array([LETTERS.index(row.letter) for row in self.benchmark.rows])
+
+    @functools.cached_property
+    def options(self) -> np.ndarray:
+        """[I] how many letters an item offers."""
+        return np.array([len(row.choices) for row in self.benchmark.rows])
+
+    @property
+    def categories(self) -> np.ndarray:
+        return np.array([row.category for row in self.benchmark.rows])
+
+    @functools.cached_property
+    def place(self) -> LetterPlace:
+        """Where the answer's letter is picked; no ids where the first token does not tell the letters apart."""
+        most = int(self.options.max())
+        found = letter_place(self.subject.tokenizer, self.subject.spec.answer, LETTERS[:most])
+        return found if found.tell_apart(most) else LetterPlace(found.opening, ())
+
+    @property
+    def geometry(self) -> Geometry:
+        return Geometry(self.subject.config.vision.merge, self.subject.config.vision.window)
+
+    @property
+    def limits(self) -> dict:
+        return {"min_pixels": self.subject.min_pixels, "max_pixels": self.subject.max_pixels,
+                "protocol": self.protocol.image_protocol}  # fmt: skip
+
+    @functools.cached_property
+    def _surveyed(self) -> tuple[list[ItemBatch], np.ndarray]:
+        """The batches, and which items have boxes: one pass over the samples."""
+        sizes, boxed = [], []
+        for i in range(len(self.benchmark)):
+            sample = self.benchmark[i]
+            size = prompt_size(sample, self.subject.tokenizer, self.geometry, **self.limits)
+            sizes.append(dataclasses.replace(size, tokens=size.tokens + int(self.force)))
+            boxed.append(bool(sample.boxes))
+        return batches(sizes, self.rows, self.programs), np.array(boxed)
+
+    @property
+    def batches(self) -> list[ItemBatch]:
+        return self._surveyed[0]
+
+    @property
+    def boxed(self) -> np.ndarray:
+        """[I] bool: items that have a box."""
+        return self._surveyed[1]
+
+    def prompts(self) -> list[Prompts]:
+        """What the sweep and the capture run over."""
+        return [self._prompts(batch) for batch in self.batches]
+
+    def _prompts(self, batch: ItemBatch) -> Prompts:
+        made = functools.lru_cache(maxsize=1)(lambda: [self.prompt(i) for i in batch.items])
+        return Prompts(
+            ids=tuple(self.ids[i] for i in batch.items),
+            batch=lambda: collate([[example] for _, example in made()], batch.budget, self.geometry),
+            labels=self.labels[list(batch.items)],
+            regions=_Lazily(lambda name: [self.region(name, *each) for each in made()]) if self.boxed.any() else {},
+        )  # fmt: skip
+
+    def prompt(self, i: int) -> tuple[Sample, Example]:
+        sample = self.benchmark[i]
+        suffix = self.subject.spec.stages[-1].start if self.force else ""
+        return sample, encode_prompt(sample, self.subject.tokenizer, suffix=suffix, **self.limits)
+
+    def region(self, name: str, sample: Sample, example: Example) -> list[np.ndarray] | None:
+        """For each stage of the system, the merged slots of a region (latents.sweep.Prompts.regions), or None."""
+        grids, stages = example.grids, len(self.subject.spec.stages)
+        sizes = grids.astype(np.int64).prod(1) // MERGE**2
+        first, across = np.concatenate([[0], np.cumsum(sizes)]), grids[:, 1:] // MERGE
+        number = name_number(sample.id)
+        if name == "random_crop":
+            raster = [regions.random_crop(across[0], number, self.seed)] * stages
+        elif not sample.boxes:
+            return None
+        else:
+            raster = self._boxes(sample, grids)
+            if name == "wrong_box":
+                image = (sample.box_images or (0,))[0]
+                raster = [regions.moved(r, across[image], number, self.seed, int(first[image])) for r in raster]
+        c = self.subject.config.vision
+        return [regions.slots(r, grids, merge=c.merge, window=c.window, elsewhere=example.target_patches is not None)
+                for r in raster]  # fmt: skip
+
+    def _boxes(self, sample: Sample, grids: np.ndarray) -> list[np.ndarray]:
+        """Raster indices of the first box, for each stage as the stage scales it."""
+        one = dataclasses.replace(sample, boxes=sample.boxes[:1], box_images=sample.box_images[:1])
+        found = [] if self.template is None else [
+            np.concatenate(group.sources) for group in latent_slots(one, grids, self.template)
+            if self.template.stages[group.stage].box_scale is not None
+        ]  # fmt: skip
+        stages = len(self.subject.spec.stages)
+        if len(found) == stages:
+            return found
+        image = (sample.box_images or (0,))[0]
+        offset = int((grids[:image].astype(np.int64).prod(1) // MERGE**2).sum())
+        return [box_to_tokens(sample.boxes[0], grids[image]) + offset] * stages
+
+    def spans(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """[B, T] bool each: text of the user turn (the word "user" included, as in the reference), image tokens."""
+        token, ids = self.subject.tokenizer.id, batch["tokens"]
+        opens, closes = ((ids == token(t)).cumsum(1) for t in (IM_START, IM_END))
+        # The system turn comes first: the user's is the second to open.
+        inside = (opens == 2) & (ids != token(IM_START)) & (closes == 1) & (batch["segment"] > 0)
+        vision = np.isin(ids, [token(t) for t in (VISION_START, VISION_END, IMAGE_PAD, VIDEO_PAD)])
+        return {"question": inside & ~vision, "image": (ids == token(IMAGE_PAD)) & (batch["segment"] > 0)}
+
+    # Reading replies -------------------------------------------------------------------------------------------------
+
+    def correct(self, i: int, tokens: np.ndarray, live: np.ndarray) -> tuple[str, str | None, bool]:
+        """(reply, what it was read as, right?) by the protocol's rule for corruption runs."""
+        reply = self.subject.tokenizer.decode(tokens[live])
+        mark = MARKS[self.subject.spec.answer][2]
+        marked = mark.findall(reply) if mark else []
+        read = f"<answer>{marked[-1].strip()}</answer>" if marked else reply
+        rule = rule_name(self.protocol.corruption_extraction, self.benchmark.family)
+        parsed, right = judge(self.benchmark.rows[i], read, rule)
+        return reply, parsed, bool(right)
+
+    def places(self, ids: Sequence[str]) -> np.ndarray:
+        """Where in the benchmark each of these items is."""
+        at = {name: n for n, name in enumerate(self.ids)}
+        return np.array([at[name] for name in ids])
+
+
+class _Lazily(Mapping):
+    """The regions of a batch, made when a source asks for one: they need the pictures' grids."""
+
+    def __init__(self, make):
+        self.make = make
+
+    def __getitem__(self, name):
+        if name not in REGIONS:
+            raise KeyError(name)
+        return self.make(name)
+
+    def __contains__(self, name) -> bool:
+        return name in REGIONS
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(REGIONS)
+
+    def __len__(self) -> int:
+        return len(REGIONS)
+
+
+def template_for(system: str, name: str = "") -> SequenceTemplate | None:
+    """The training layout of a system, or the one that the config names."""
+    if name and name not in TEMPLATES:
+        raise BenchmarkError(f"alignment.template is {name!r}, expected one of {', '.join(TEMPLATES)}")
+    found = name or TEMPLATE_OF.get(system)
+    return None if found is None else TEMPLATES[found]
