@@ -1,6 +1,7 @@
 """Is a rollout what it claims: the parallel pass on its own inputs, one condition at a time, blind where it must be?"""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from latent_models import (
     CONFIG,
     GRAPH,
     LETTERS,
+    QUICK,
     STOP,
     batch_of,
     on_host,
@@ -51,29 +53,40 @@ def rolled(
 
 
 def parallel(batch: dict, trace: dict, b: int, starts=(), blocked=()):
-    """One pass without a cache over row b's prompt and everything that its rollout fed: states [S, D], taps."""
-    model = nnx.merge(GRAPH, params())
-    n = int(trace["live"][b].sum())
-    real = int((batch["segment"][b] > 0).sum())
-    row = {key: jnp.asarray(value[b : b + 1]) for key, value in batch.items()}
-    merged, _ = model.encode(Images(row["patches"], row["window_segment"], row["rotary_ids"]))
-    prompt = model.embed(row["tokens"], row["vision_slot"], merged)[:, :real]
+    """One pass without a cache over row b's prompt and everything that its rollout fed.
+
+    Returns states and logits from the prompt's last token on, taps, the tokens' roles and the prompt's length.
+    """
+    n, real = int(trace["live"][b].sum()), int((batch["segment"][b] > 0).sum())
+    T = batch["tokens"].shape[1] + S
+    row = {key: value[b] for key, value in batch.items()}
+    here = slice(real, real + n - 1)                    # where what was fed comes, right behind the prompt
     latent, token = trace["latent"][b, 1:n], trace["token"][b, : n - 1]
-    fed = jnp.where(latent[:, None], trace["fed"][b, 1:n], model.embed(jnp.asarray(token)))
-    following = int(batch["positions"][b][:, :real].max()) + 1
-    positions = jnp.concatenate(
-        [row["positions"][..., :real], jnp.broadcast_to(following + jnp.arange(n - 1), (1, 3, n - 1))], -1
-    )
-    role = np.where(latent | np.isin(token, starts), cond.LATENT, cond.ANSWER)
-    role = jnp.concatenate([row["role"][:, :real], jnp.asarray(role)[None]], 1).astype(jnp.int32)
+    ids, slot, segment, role = (np.zeros(T, np.int32) for _ in range(4))
+    positions, vectors, is_latent = np.zeros((3, T), np.int32), np.zeros((T, CONFIG.text.hidden), np.float32), slot > 0
+    ids[:real], slot[:], slot[:real] = row["tokens"][:real], -1, row["vision_slot"][:real]
+    role[:real], segment[: here.stop], positions[:, :real] = row["role"][:real], 1, row["positions"][:, :real]
+    ids[here], is_latent[here], vectors[here] = token, latent, trace["fed"][b, 1:n]
+    role[here] = np.where(latent | np.isin(token, starts), cond.LATENT, cond.ANSWER)
+    positions[:, here] = positions[:, :real].max() + 1 + np.arange(n - 1)
     mask = np.zeros((cond.ROLES, cond.ROLES), bool)
     for query, key in blocked:
         mask[query, key] = True
-    tokens = Tokens(positions, jnp.ones_like(role), role, jnp.asarray(mask))
-    hidden, _, taps = model.decode(
-        jnp.concatenate([prompt, fed[None]], 1), tokens, taps=("attention", "states")
-    )
-    return np.asarray(hidden[0, real - 1 :]), np.asarray(model.text.logits(hidden[0, real - 1 :])), taps, role, real
+    images = [row[key][None] for key in ("patches", "window_segment", "rotary_ids")]
+    arrays = [x[None] for x in (ids, slot, is_latent, vectors, positions, segment, role)]
+    hidden, logits, taps = jax.device_get(_parallel(params(), Images(*images), *arrays, mask))
+    seen, states = taps["attention"][:, 0, :, here, : here.stop], taps["states"][:, 0, here]
+    after = slice(real - 1, here.stop)
+    return hidden[0, after], logits[0, after], {"attention": seen, "states": states}, role[: here.stop]
+
+
+@functools.partial(jax.jit, compiler_options=QUICK)
+def _parallel(params, images, ids, slot, is_latent, vectors, positions, segment, role, mask):
+    model = nnx.merge(GRAPH, params)
+    merged, _ = model.encode(images)
+    x = jnp.where(is_latent[..., None], vectors, model.embed(ids, slot, merged))
+    hidden, _, taps = model.decode(x, Tokens(positions, segment, role, mask), taps=("attention", "states"))
+    return hidden, model.text.logits(hidden), taps
 
 
 @pytest.mark.parametrize("system", ["lvr", "lantern", "monet", "p_lvr"])
@@ -219,18 +232,19 @@ def test_attention_shares_are_those_of_the_full_weights():
         mine = _of(trace, c)
         for b in range(3):
             n = int(mine["live"][b].sum())
-            _, _, taps, role, real = parallel(batch, mine, b, (start_of("lvr"),), one.blocked)
-            weights = np.asarray(taps["attention"])[:, 0, :, real:]                       # [L, N, n - 1, T]
-            onto = np.eye(cond.ROLES)[np.asarray(role[0])]
-            expected = np.einsum("LNST,TR->SLNR", weights, onto)
+            _, _, taps, role = parallel(batch, mine, b, (start_of("lvr"),), one.blocked)
+            expected = np.einsum("LNST,TR->SLNR", taps["attention"], np.eye(cond.ROLES)[role])
             np.testing.assert_allclose(mine["attention"][b, 1:n], expected, atol=CLOSE)
             np.testing.assert_allclose(mine["attention"][b, 1:n].sum(-1), 1, atol=1e-5)
-            states = np.moveaxis(np.asarray(taps["states"])[:, 0, real:], 0, 1)
+            states = np.moveaxis(taps["states"], 0, 1)
             np.testing.assert_allclose(mine["states"][b, 1:n], states, atol=CLOSE * np.abs(states).max())
 
 
 def test_any_conditions_share_one_program():
-    mine = jax.jit(rollout.sweep, static_argnums=0, static_argnames=("decoding", "steps"))
+    mine = jax.jit(
+        lambda *arguments, **options: rollout.sweep(*arguments, **options),     # a cache of its own
+        static_argnums=0, static_argnames=("decoding", "steps"), compiler_options=QUICK,
+    )  # fmt: skip
     plan = plan_of("lvr", 3)
     batch = batch_of((0, 1), (start_of("lvr"),))
     prefix, _ = prefill(GRAPH, params(), batch, np.array([0, 1]))
