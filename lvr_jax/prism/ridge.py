@@ -182,12 +182,12 @@ def _centred_eigenbasis(kernel, rows):
     then left out: the intercept has no spurious near-zero eigenvalue that a small alpha could blow up.
     """
     mirror = (rows / jnp.sqrt(rows.sum())).at[0].add(1)
-    scale = 2 / (mirror @ mirror)
+    scale = 2 / (mirror * mirror).sum()
     image = _einsum("rs,s->r", kernel, mirror)
     reflected = (
         kernel
         - scale * (mirror[:, None] * image + image[:, None] * mirror)
-        + scale**2 * (mirror @ image) * mirror[:, None] * mirror
+        + scale**2 * (mirror * image).sum() * mirror[:, None] * mirror
     )
     values, vectors = jnp.linalg.eigh(reflected[1:, 1:])
     vectors = jnp.concatenate([jnp.zeros_like(vectors[:1]), vectors])
