@@ -1,0 +1,321 @@
+"""What does a checkpoint's audit consist of? One straight story, every stage resumable and none done twice.
+
+    capture -> sweep -> attention -> teacher forcing -> sensitivity -> analysis (audit.json)
+
+Device stages keep one file a batch and go on where they stopped; the analysis is computed again only if anything that
+it rests on has changed. The same stages in the same folder give the same audit.json, byte for byte.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from lvr_jax.evaluation.protocol import Budget
+from lvr_jax.latents import conditions as cond
+from lvr_jax.latents import sweep as sweeps
+from lvr_jax.latents.decoding import Decoding
+from lvr_jax.latents.spec import Plan
+from lvr_jax.latents.sweep import Sweeper
+from lvr_jax.latents.sweep_files import SweepError, SweepFiles
+from lvr_jax.models.qwen2_5_vl.layers import Compute
+from lvr_jax.prism import capture, corruptions, geometry, readout, sensitivity, teacher
+from lvr_jax.prism.items import Items
+from lvr_jax.prism.outcomes import Outcomes, effects, outcomes, single_latent, spread_of_margin, strength, verdict
+
+FORMAT = 1      # of audit.json; a change makes every analysis run again
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What an audit does besides the protocol. Counts of 0 leave a stage out.
+
+    conditions: names (corruptions.NAMED); sigmas, alphas: absolute and relative noise; budgets: latents a block;
+    per_latent: conditions tried on one latent at a time
+    budget: latents a block N, 0 for the protocol's; layers: of the capture, `last` or `all`
+    probes: see readout; aligned: items teacher-forced, each with so many target_latents at most
+    differentiated: items of the sensitivity; attention: conditions whose attention shares are recorded
+    gallery: items shown; chunk: conditions at a time, 0 for as many as fit memory bytes
+    """
+
+    conditions: tuple[str, ...] = ()
+    sigmas: tuple[float, ...] = ()
+    alphas: tuple[float, ...] = ()
+    budgets: tuple[int, ...] = ()
+    per_latent: tuple[str, ...] = ()
+    budget: int = 0
+    layers: str = "last"
+    probes: readout.Settings = readout.Settings()  # noqa: RUF009
+    aligned: int = 200
+    target_latents: int = 64
+    differentiated: int = 64
+    attention: tuple[str, ...] = ()
+    gallery: int = 6
+    level: float = 0.95
+    draws: int = 10_000
+    seed: int = 0
+    chunk: int = 0
+    memory: float = 4e9
+
+    def grid(self, latents: int, boxed: bool) -> tuple[list[cond.Named], list[str]]:
+        """The conditions, and the names of those that are left out because no item has a box."""
+        names = [n for n in self.conditions if boxed or n not in corruptions.NEEDS_BOX]
+        left_out = [n for n in self.conditions if n not in names]
+        return corruptions.grid(names, self.sigmas, self.alphas, self.budgets, self.per_latent, latents), left_out
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Audit:
+    """One checkpoint of an audit: `run()` does what is missing and returns the analysis."""
+
+    name: str
+    items: Items
+    settings: Settings
+    folder: epath.Path
+    compute: Compute = Compute()  # noqa: RUF009
+    progress: bool = True
+    say: Callable[[str], None] = lambda line: None
+
+    def run(self) -> dict:
+        s, items = self.settings, self.items
+        prompts = items.prompts()
+        probing, corrupting = self._sweeper("probe"), self._sweeper("corruption")
+        conditions, left_out = s.grid(corrupting.latents, bool(items.boxed.any()))
+        notes = [*items.subject.notes]
+        if left_out:
+            notes.append(f"no item has a box: {', '.join(left_out)} not run")
+
+        self.say(f"{self.name}: {len(items.ids)} items, {len(conditions) + 1} conditions, {len(prompts)} batches")
+        capture.run(probing, prompts, self.folder / "capture", spans=items.spans, layers=s.layers,
+                    weights=items.subject.weights)  # fmt: skip
+        sweeps.run(corrupting, prompts, conditions, self.folder / "sweep")
+        if s.attention:
+            unknown = [n for n in s.attention if n != "clean" and n not in {c.name for c in conditions}]
+            if unknown:
+                raise cond.ConditionError(f"attention: {unknown[0]!r} is not among the audit's conditions")
+            watched = dataclasses.replace(corrupting, keep=("attention@answer", "attention@latents"),
+                                          record=("attention",), chunk=1)  # fmt: skip
+            sweeps.run(watched, prompts, [c for c in conditions if c.name in s.attention], self.folder / "attention")
+        aligned = s.aligned if items.template is not None and items.boxed.any() else 0
+        if not aligned and s.aligned:
+            why = "no item has a box" if items.template is not None else "the system's training layout is not known"
+            notes.append(f"no alignment: {why}")
+        if aligned:
+            teacher.run(items, self.folder / "teacher", count=aligned, latents=s.target_latents, compute=self.compute,
+                        progress=self.progress)  # fmt: skip
+        differentiated = s.differentiated if items.place.ids else 0
+        if not items.place.ids:
+            notes.append("the tokenizer does not tell the letters apart by one token: no margins, no sensitivity")
+        if differentiated:
+            sensitivity.run(probing, items, prompts, self.folder / "capture", self.folder / "sensitivity",
+                            count=differentiated)  # fmt: skip
+
+        stages = ["capture", "sweep", *(["attention"] if s.attention else []), *(["teacher"] if aligned else []),
+                  *(["sensitivity"] if differentiated else [])]  # fmt: skip
+        return cached(self.folder / "audit.json", self._key(stages), lambda: self._analysis(stages, notes))
+
+    def plan(self, run: str) -> Plan:
+        """The latent loop with the protocol's budget for this kind of run, or the config's."""
+        n = self.settings.budget
+        of = lambda b: Budget(n, n, n) if n else Budget(*[getattr(b, run)] * 3)  # noqa: E731
+        p = self.items.protocol
+        return self.items.subject.plan(dataclasses.replace(p, steps=of(p.steps), staged_steps=of(p.staged_steps)))
+
+    def _sweeper(self, run: str) -> Sweeper:
+        subject, s = self.items.subject, self.settings
+        protocol = self.items.protocol
+        return Sweeper(
+            subject.graph, subject.params, self.plan(run),
+            Decoding(protocol.max_new_tokens, subject.stop, protocol.repetition_penalty),
+            letters=self.items.place.ids, opening=self.items.place.opening, seed=s.seed, compute=self.compute,
+            chunk=s.chunk or None, memory=s.memory, progress=self.progress,
+        )  # fmt: skip
+
+    def _key(self, stages: list[str]) -> str:
+        """All that the analysis depends on: what the stages hold, and how it is summed up."""
+        manifests = {stage: SweepFiles(self.folder / stage).manifest() for stage in stages}
+        rules = {"protocol": self.items.protocol.to_json(), "settings": dataclasses.asdict(self.settings),
+                 "answers": [(row.id, row.letter, row.category) for row in self.items.benchmark.rows]}  # fmt: skip
+        for ignored in ("chunk", "memory"):
+            rules["settings"].pop(ignored)
+        text = json.dumps([FORMAT, self.name, manifests, rules], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    # Analysis --------------------------------------------------------------------------------------------------------
+
+    def _analysis(self, stages: list[str], notes: list[str]) -> dict:
+        s, items = self.settings, self.items
+        interval = {"level": s.level, "draws": s.draws, "seed": s.seed}
+        self.say(f"{self.name}: analysis")
+        found = outcomes(items, sweeps.read(self.folder / "sweep"))
+        captured = capture.read(self.folder / "capture")
+        captured = _in_order(captured, items.places(captured.items))
+        tests = effects(found, **interval)
+        judged = verdict(found, items.options, **interval)
+        names = [stage.name for stage in items.subject.spec.stages]
+        forced = teacher.read(self.folder / "teacher") if "teacher" in stages else []
+        moved = sensitivity.read(self.folder / "sensitivity") if "sensitivity" in stages else None
+        attention = sweeps.read(self.folder / "attention") if "attention" in stages else None
+        same_budget = np.array_equal(self.plan("probe").quota, self.plan("corruption").quota)
+        if moved is not None and not same_budget:
+            notes.append("probes and corruptions run with different budgets (protocol): first-order and measured "
+                         "responses are of different runs")  # fmt: skip
+        return plain({
+            "name": self.name, "checkpoint": items.subject.name, "system": items.subject.spec.name,
+            "benchmark": items.benchmark.name, "items": len(items.ids), "protocol": items.protocol.to_json(),
+            "latents": {name: int(n) for name, n in zip(names, self.plan("corruption").quota)}, "notes": notes,
+            "clean": _clean(found, items, captured), "conditions": tests, "verdict": judged,
+            "sham": _sham(found), "probes": readout.read_out(captured, items.options, items.categories, s.probes),
+            "alignment": geometry.aligned(forced, captured),
+            "collapse": geometry.collapse_by_stage(captured, names),
+            "sensitivity": None if moved is None else _sensitivity(moved, found, items),
+            "attention": None if attention is None else geometry.attention_shares(attention),
+            "answers": _answers(found, items), "gallery": _gallery(found, s.gallery),
+        })  # fmt: skip
+
+
+def _in_order(c: capture.Capture, places: np.ndarray) -> capture.Capture:
+    """The capture with items in the benchmark's order."""
+    order = np.argsort(places)
+    rows = ("states", "valid", "label", "count", "blocks", "letters", "margin", "answer_step")
+    return dataclasses.replace(c, items=[c.items[i] for i in order], **{f: getattr(c, f)[order] for f in rows})
+
+
+def _clean(found: Outcomes, items: Items, captured: capture.Capture) -> dict:
+    from lvr_jax.prism.intervals import wilson
+
+    n = len(items.ids)
+    by_category = {str(c): wilson(int(found.right[0][items.categories == c].sum()), int((items.categories == c).sum()))
+                   for c in np.unique(items.categories)}  # fmt: skip
+    return {
+        "accuracy": wilson(int(found.right[0].sum()), n), "by_category": by_category,
+        "chance": float((1 / items.options).mean()), "triggered": int(found.triggered.sum()),
+        "answered": int((found.parsed[0] != "").sum()), "latents_fed": float(found.fed[0].mean()),
+        "tagged": int(captured.has("tagged").sum()),
+    }  # fmt: skip
+
+
+def _sham(found: Outcomes) -> dict | None:
+    """What feeding every item its own latents changes: the instrument's own noise."""
+    if corruptions.SHAM not in found.conditions:
+        return None
+    c = found.at(corruptions.SHAM)
+    rows = ~found.missing[c]
+    flips = int((found.right[c] != found.right[0])[rows].sum())
+    return {"items": int(rows.sum()), "flips": flips,
+            "margin_moved": spread_of_margin(found, corruptions.SHAM, rows)}  # fmt: skip
+
+
+def _sensitivity(moved: sensitivity.Sensitivity, found: Outcomes, items: Items) -> dict:
+    """By latent, and the response to noise: to first order, and as measured on the same items."""
+    rows = np.zeros(len(items.ids), bool)
+    there = np.isfinite(moved.gradient).any(1)
+    rows[items.places([i for i, t in zip(moved.items, there) if t])] = True
+    response = []
+    for name in found.conditions:
+        noise = strength(name)
+        if noise is not None:
+            relative, size = noise
+            response.append({"condition": name, "relative": relative, "strength": size,
+                             "predicted": moved.predicted(size, relative),
+                             "measured": spread_of_margin(found, name, rows)})  # fmt: skip
+    over_items = lambda x: _column_means(x[there])  # noqa: E731
+    return {
+        "items": int(there.sum()), "gradient": over_items(moved.gradient), "latent_norm": over_items(moved.latent),
+        "relative": over_items(moved.gradient / moved.latent), "elasticity": over_items(moved.elasticity),
+        "gradient_norm": _root_mean(moved.gradient[there]), "response": response,
+    }  # fmt: skip
+
+
+def _column_means(x: np.ndarray) -> list[float]:
+    there = np.isfinite(x)
+    count = there.sum(0)
+    return (np.where(there, x, 0).sum(0)[count > 0] / count[count > 0]).tolist()
+
+
+def _root_mean(x: np.ndarray) -> float:
+    """Root mean square over items of the norm of all latents' gradients together."""
+    return float(np.sqrt(np.nansum(x**2, 1).mean())) if len(x) else float("nan")
+
+
+def _answers(found: Outcomes, items: Items) -> list[dict]:
+    """Every item under every condition: what a person would want to check."""
+    return [
+        {"id": row.id, "category": row.category, "gold": row.letter, "latents": int(found.fed[0, i]),
+         "reply": found.reply[i],
+         "parsed": dict(zip(found.conditions, found.parsed[:, i].tolist())),
+         "right": dict(zip(found.conditions, found.right[:, i].tolist())),
+         "margin": None if found.margin is None else dict(zip(found.conditions, found.margin[:, i].tolist())),
+         "missing": [name for c, name in enumerate(found.conditions) if found.missing[c, i]]}
+        for i, row in enumerate(items.benchmark.rows)
+    ]  # fmt: skip
+
+
+def _gallery(found: Outcomes, count: int) -> list[int]:
+    """Items to look at: half of them those whose answer the most conditions change, half the first that none does."""
+    content = [c for c, name in enumerate(found.conditions) if corruptions.is_content(name)]
+    changed = (found.parsed[content] != found.parsed[0]).sum(0) if content else np.zeros(found.right.shape[1], int)
+    changed = np.where(found.triggered, changed, -1)
+    order = np.argsort(-changed, kind="stable")
+    moved = [int(i) for i in order if changed[i] > 0][: -(-count // 2)]
+    still = [int(i) for i in order if changed[i] == 0][: count - len(moved)]
+    rest = [int(i) for i in order if int(i) not in moved + still]
+    return sorted([*moved, *still, *rest][:count])
+
+
+def curve(analysis: Mapping, relative: bool) -> list[dict]:
+    """Noise conditions of one kind by strength."""
+    rows = [(strength(e["name"]), e) for e in analysis["conditions"] if strength(e["name"])]
+    return [e | {"strength": s[1]} for s, e in sorted(rows, key=lambda row: row[0][1]) if s[0] == relative]
+
+
+def knock_outs(analysis: Mapping) -> dict[str, list[dict]]:
+    """Conditions on one latent at a time: condition -> effects by latent."""
+    found: dict[str, list[dict]] = {}
+    for e in analysis["conditions"]:
+        single = single_latent(e["name"])
+        if single:
+            found.setdefault(single[0], []).append(e | {"latent": single[1]})
+    return {name: sorted(rows, key=lambda e: e["latent"]) for name, rows in found.items()}
+
+
+# JSON ----------------------------------------------------------------------------------------------------------------
+
+
+def cached(path: epath.Path, key: str, make: Callable[[], dict]) -> dict:
+    """What the file holds if it was made under this key, else what `make` gives, written atomically."""
+    path = epath.Path(path)
+    if path.exists():
+        try:
+            held = json.loads(path.read_text())
+        except ValueError as error:
+            raise SweepError(f"{path}: not JSON ({error}); remove it and run the audit again") from error
+        if held.get("key") == key:
+            return held["analysis"]
+    made = make()
+    temporary = path.parent / (path.name + ".partial")
+    temporary.write_text(json.dumps({"key": key, "analysis": made}, indent=1, sort_keys=True, allow_nan=False) + "\n")
+    temporary.replace(path)
+    return json.loads(path.read_text())["analysis"]
+
+
+def plain(value: Any) -> Any:
+    """Dataclasses and arrays as dicts and lists, what is not finite as None: plain JSON that any reader takes."""
+    if dataclasses.is_dataclass(value):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(each) for key, each in value.items()}
+    if isinstance(value, np.ndarray | jnp.ndarray):
+        return plain(np.asarray(value).tolist())
+    if isinstance(value, list | tuple):
+        return [plain(each) for each in value]
+    if isinstance(value, np.generic):
+        return plain(value.item())
+    if isinstance(value, float):
+        return value if np.isfinite(value) else None
+    return value
