@@ -31,9 +31,9 @@ def parse(arguments: list[str]) -> list[str]:
         if CONFIG.value is not None:
             CONFIG.value.keys()     # a file that could not be loaded says so only now
         return left
-    except KeyError as error:
+    except (AttributeError, KeyError) as error:
         message = f"the config has no field {error}"
-    except (flags.Error, AttributeError, OSError, TypeError, ValueError) as error:
+    except (flags.Error, OSError, TypeError, ValueError) as error:
         # A fault inside a config file comes with its traceback: what was raised is the last line.
         message = str(error).strip().splitlines()[-1].strip()
     print(f"train: {message}", file=sys.stderr)
@@ -53,7 +53,8 @@ def main(arguments: list[str]) -> int:
     from lvr_jax.training.partitioning import MeshError
 
     bad_input = (
-        AttentionError, CheckpointError, ConfigError, ConfigFieldError, DataError, DistributedError, MeshError, SpecError
+        AttentionError, CheckpointError, ConfigError, ConfigFieldError, DataError, DistributedError, MeshError,
+        SpecError,
     )  # fmt: skip
     logging.set_verbosity(logging.WARNING)
     try:

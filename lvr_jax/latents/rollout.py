@@ -51,15 +51,18 @@ def prefill(
     compute: Compute = Compute(),  # noqa: B008
     remember_ids: bool = False,
     taps: Collection[str] = (),
+    blocked: jax.Array | None = None,
 ) -> tuple[Prefix, dict]:
     """Runs the prompts of a batch, one a row (data.packing.collate). Returns the prefix and the passes' taps.
 
+    blocked: [R, R] bool, roles that may not see each other (`Tokens`): a checkpoint trained behind a bottleneck
+    (objectives.ATTENTION) needs it here, and the same pairs in every condition.
     Taps: those of the decoder, `hidden` [B, T, D] (after the final norm) and `merged` [B, M, D].
     """
     model: Qwen2_5_VL = nnx.merge(graph, params)
     merged, out = model.encode(Images(batch["patches"], batch["window_segment"], batch["rotary_ids"]), compute, taps)
     x = model.embed(batch["tokens"], batch["vision_slot"], merged)
-    tokens = Tokens(batch["positions"], batch["segment"], role=batch["role"])
+    tokens = Tokens(batch["positions"], batch["segment"], batch["role"], blocked)
     hidden, cache, taken = model.decode(x, tokens, compute=compute, taps=taps, keep_cache=True)
     out |= taken
     if "hidden" in taps:

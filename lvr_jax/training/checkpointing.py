@@ -58,7 +58,8 @@ class Checkpoints:
             return
         states = {json.dumps(s, sort_keys=True): s for own in gather(list(data)) for s in own}
         run = {"step": step, "data": list(states.values()), "config": config, "versions": versions()}
-        self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(run)))
+        args = ocp.args.Composite(state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(run))
+        self._manager.save(step, args=args)
 
     def restore(self, step: int, like: State) -> tuple[State, dict]:
         """(state with the shardings of `like`, run). CheckpointError if it is of another network or optimizer."""

@@ -120,8 +120,8 @@ class Experiment:
         objective = _record(Objective, "objective", c.objective)
         if (objective.feedback != "teacher") != (alignment is not None):
             raise ConfigFieldError(
-                f"objective.feedback is {objective.feedback!r} and alignment.latents {c.alignment.latents}: own latents "
-                "need aligned rows, and only they do"
+                f"objective.feedback is {objective.feedback!r} and alignment.latents {c.alignment.latents}: own "
+                "latents need aligned rows, and only they do"
             )
         rows = batch_sharding(mesh)
         spread = mesh.shape["data"] * mesh.shape["fsdp"]

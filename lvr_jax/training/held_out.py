@@ -50,7 +50,7 @@ class HeldOut:
         spread = experiment.mesh.shape["data"] * experiment.mesh.shape["fsdp"]
         kept = len(examples) - len(examples) % spread
         if not kept:
-            raise DataError(f"held_out.examples = {c.examples}: expected at least {spread}, one a device that rows lie on")
+            raise DataError(f"held_out.examples = {c.examples}: expected at least {spread}, one a device with rows")
         self.samples, examples = self.samples[:kept], examples[:kept]
         self.answers = [_answer(expected_reply(s, data.answer_format)) for s in self.samples]
         self.plan = _plan(experiment)
@@ -87,11 +87,10 @@ class HeldOut:
         condition = cond.stack([clean], [], len(self.plan.start), max(overrun, 1))
         condition = jax.tree.map(lambda x: x[0], condition)
         blocked = recipe.objective.blocked()
-        routed = {} if blocked is None else {"blocked": blocked}
         compute = recipe.compute
         # Prompts have no length that a kernel would ask for.
         compute = dataclasses.replace(compute, attention="xla", remat="none")
-        objective = dataclasses.replace(recipe.objective, feedback="teacher", noise=0.0, route="both")
+        objective = dataclasses.replace(recipe.objective, feedback="teacher", noise=0.0, route="both", target="own")
         weights = Weights(jnp.float32(1), jnp.float32(0))
 
         def taught(params: dict, batch: dict):
@@ -101,12 +100,13 @@ class HeldOut:
 
         def alone(params: dict, batch: dict):
             item = jnp.arange(batch["tokens"].shape[0])
-            prefix, taps = prefill(recipe.graph, params, batch, item, compute=compute, taps=("merged",), **routed)
+            prefix, taps = prefill(recipe.graph, params, batch, item, compute=compute, taps=("merged",), blocked=blocked)
             trace: Trace = rollout(
                 recipe.graph, params, prefix, self.plan, condition, no_bank(prefix, self.plan), decoding=decoding,
                 steps=max_new_tokens + overrun, compute=compute,
             )  # fmt: skip
-            return trace.token, trace.live, trace.latent, trace.stage, trace.block, trace.index, trace.fed, taps["merged"]
+            where = trace.stage, trace.block, trace.index
+            return trace.token, trace.live, trace.latent, *where, trace.fed, taps["merged"]
 
         whole = NamedSharding(self.experiment.mesh, PartitionSpec())
         self._taught = jax.jit(taught, out_shardings=whole)

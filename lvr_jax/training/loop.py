@@ -143,7 +143,8 @@ def _restore(experiment: Experiment, keeper: Checkpoints, batches: Input | Synth
         batches.set_state(run["data"])
         return state
     if init.fork_from:
-        state, run = restore(_checkpoints_of(init.fork_from), round(init.fork_at * experiment.config.steps), experiment.like)
+        step = round(init.fork_at * experiment.config.steps)
+        state, run = restore(_checkpoints_of(init.fork_from), step, experiment.like)
         if init.fork_data:
             batches.set_state(run["data"])
         return state

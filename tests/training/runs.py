@@ -1,0 +1,92 @@
+"""A run that is small enough for tests, and a way to start it in processes of its own.
+
+    python tests/training/runs.py '[{"variant": "lvr", "workdir": "...", "steps": 4}]'
+
+runs one or more of them, one after the other, in this process.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+# Programs are compiled once for all tests, and quickly: what they compute is compared, not how fast.
+CACHE = Path(tempfile.gettempdir()) / f"lvr_jax_test_compilation_{os.getuid()}"
+QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+
+
+def small(variant: str = "lvr", **changes):
+    """The tiny config of a variant with a random network and rows of one or two questions; changes by dotted name
+    (`__` for the dot)."""
+    import importlib
+
+    c = importlib.import_module(f"configs.{variant}").get_config("tiny")
+    c.steps, c.rows = 4, 4
+    c.init.checkpoint, c.data.tokenizer = "", str(ROOT / "tests/golden/tokenizer.json")
+    c.data.sources.digits.size = 40
+    c.data.prefetch, c.data.lookahead = 0, 4
+    if not c.alignment.latents:
+        c.data.tokens, c.data.windows, c.data.max_per_row = 256, 2, 2
+    c.held_out.every, c.held_out.examples, c.held_out.max_new_tokens = 0, 4, 8
+    c.checkpoint.every, c.checkpoint.export = 2, False
+    c.log.every, c.log.progress, c.log.tensorboard = 1, False, False
+    c.compilation_cache = str(CACHE)
+    for name, value in changes.items():
+        *path, last = name.split("__")
+        node = c
+        for part in path:
+            node = node[part]
+        with node.ignore_type():
+            node[last] = value
+    return c
+
+
+def environment(devices: int = 1, **more: str) -> dict[str, str]:
+    flags = f"{QUICK} --xla_force_host_platform_device_count={devices}"
+    return {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT), **more}
+
+
+def start(*runs: dict, devices: int = 1, **more: str) -> subprocess.Popen:
+    """A process that does these runs: {"variant", "workdir", and changes}."""
+    return subprocess.Popen(
+        [sys.executable, __file__, json.dumps(runs)], env=environment(devices, **more), cwd=ROOT,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def finish(process: subprocess.Popen, timeout: float = 600) -> str:
+    out, err = process.communicate(timeout=timeout)
+    assert process.returncode == 0, f"exit status {process.returncode}\n{out}\n{err}"
+    return out
+
+
+def leaves(workdir, step: int) -> dict:
+    """Every array of a checkpoint by path, on the host."""
+    import jax
+    import orbax.checkpoint as ocp
+
+    tree = ocp.PyTreeCheckpointer().restore(Path(workdir).absolute() / "checkpoints" / str(step) / "state")
+    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+
+
+def metrics(workdir) -> list[dict]:
+    return [json.loads(line) for line in (Path(workdir) / "metrics.jsonl").read_text().splitlines()]
+
+
+def main() -> None:
+    from lvr_jax.training.distributed import initialize
+    from lvr_jax.training.loop import train
+
+    initialize()
+    for run in json.loads(sys.argv[1]):
+        outcome = train(small(run.pop("variant"), **{k: v for k, v in run.items() if k != "workdir"}), run["workdir"])
+        print(outcome.step, flush=True)
+
+
+if __name__ == "__main__":
+    main()
