@@ -15,6 +15,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
+from jax.sharding import Mesh
 
 from lvr_jax.evaluation.protocol import Budget
 from lvr_jax.latents import conditions as cond
@@ -25,6 +26,7 @@ from lvr_jax.latents.sweep import Sweeper
 from lvr_jax.latents.sweep_files import SweepError, SweepFiles
 from lvr_jax.models.qwen2_5_vl.layers import Compute
 from lvr_jax.prism import capture, corruptions, geometry, readout, sensitivity, teacher
+from lvr_jax.prism.intervals import wilson
 from lvr_jax.prism.items import Items
 from lvr_jax.prism.outcomes import Outcomes, effects, outcomes, single_latent, spread_of_margin, strength, verdict
 
@@ -78,6 +80,7 @@ class Audit:
     settings: Settings
     folder: epath.Path
     compute: Compute = Compute()  # noqa: RUF009
+    mesh: Mesh | None = None
     progress: bool = True
     say: Callable[[str], None] = lambda line: None
 
@@ -133,7 +136,7 @@ class Audit:
             subject.graph, subject.params, self.plan(run),
             Decoding(protocol.max_new_tokens, subject.stop, protocol.repetition_penalty),
             letters=self.items.place.ids, opening=self.items.place.opening, seed=s.seed, compute=self.compute,
-            chunk=s.chunk or None, memory=s.memory, progress=self.progress,
+            chunk=s.chunk or None, memory=s.memory, mesh=self.mesh, progress=self.progress,
         )  # fmt: skip
 
     def _key(self, stages: list[str]) -> str:
@@ -187,8 +190,6 @@ def _in_order(c: capture.Capture, places: np.ndarray) -> capture.Capture:
 
 
 def _clean(found: Outcomes, items: Items, captured: capture.Capture) -> dict:
-    from lvr_jax.prism.intervals import wilson
-
     n = len(items.ids)
     by_category = {str(c): wilson(int(found.right[0][items.categories == c].sum()), int((items.categories == c).sum()))
                    for c in np.unique(items.categories)}  # fmt: skip
@@ -299,7 +300,7 @@ def cached(path: epath.Path, key: str, make: Callable[[], dict]) -> dict:
             return held["analysis"]
     made = make()
     temporary = path.parent / (path.name + ".partial")
-    temporary.write_text(json.dumps({"key": key, "analysis": made}, indent=1, sort_keys=True, allow_nan=False) + "\n")
+    temporary.write_text(json.dumps({"key": key, "analysis": made}, indent=1, allow_nan=False) + "\n")
     temporary.replace(path)
     return json.loads(path.read_text())["analysis"]
 

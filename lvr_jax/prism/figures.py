@@ -29,9 +29,8 @@ WIDTH = 5.0
 
 
 def _figure(height: float, rows: int = 1, **options):
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, height), layout="constrained")
-        return figure, figure.subplots(rows, 1, squeeze=False, **options)[:, 0]
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    return figure, figure.subplots(rows, 1, squeeze=False, **options)[:, 0]
 
 
 def _legend(axis, **options):
@@ -51,12 +50,18 @@ def _scatter(axis, xs, ys, names, published: tuple[Sequence, Sequence, Sequence]
         parts.append(f"this run r = {pearson(*zip(*there)):+.2f} (n = {len(there)})")
     px, py, pn = published
     axis.scatter(px, py, s=45, facecolors="none", edgecolors=GREY, label="published", zorder=2)
-    for x, y, name in zip(px, py, pn):
-        axis.annotate(name, (x, y), textcoords="offset points", xytext=(5, 3), fontsize=7, color=GREY)
+    right = max([*px, *(x for x in xs if x is not None)])
+    for n, (x, y, name) in enumerate(zip(px, py, pn)):
+        # Neighbours' names go above and below in turn, and inwards at the right edge.
+        side = "right" if x > 0.9 * right else "left"
+        axis.annotate(name, (x, y), textcoords="offset points", xytext=(-5 if side == "right" else 5, 5 - 14 * (n % 2)),
+                      fontsize=7, color=GREY, ha=side)  # fmt: skip
+    axis.margins(0.12)
     parts.append(f"published r = {pearson(px, py):+.2f} (n = {len(px)})")
     axis.set_title("; ".join(parts), fontsize=9)
 
 
+@matplotlib.rc_context(STYLE)
 def figure_1(analyses: Sequence[Analysis], paper: Paper) -> Figure:
     """Cosine alignment against accuracy."""
     figure, (axis,) = _figure(3.6)
@@ -68,9 +73,10 @@ def figure_1(analyses: Sequence[Analysis], paper: Paper) -> Figure:
     return figure
 
 
+@matplotlib.rc_context(STYLE)
 def figure_4(analyses: Sequence[Analysis], paper: Paper) -> Figure:
     """Change of accuracy under each corruption, with 95 % intervals; the published bars below."""
-    figure, (own, theirs) = _figure(5.2, 2)
+    figure, (own, theirs) = _figure(5.8, 2)
     columns = list(corruptions.PAPER)
     for n, a in enumerate(analyses):
         found = [effect(a, c) for c in columns]
@@ -89,10 +95,11 @@ def figure_4(analyses: Sequence[Analysis], paper: Paper) -> Figure:
         axis.axhline(0, color="black", lw=0.8)
         axis.set_xticks(range(len(columns)), [HEADS[c] for c in columns])
         axis.set(ylabel="Δ accuracy (points)", title=title)
-        _legend(axis, ncols=3)
+        _legend(axis, ncols=5, loc="upper center", bbox_to_anchor=(0.5, -0.12), columnspacing=1, handlelength=1)
     return figure
 
 
+@matplotlib.rc_context(STYLE)
 def figure_5(analyses: Sequence[Analysis], paper: Paper) -> Figure:
     """Decodability gap against the response to noise and to zeroing."""
     figure, axes = _figure(5.8, 2)
@@ -111,6 +118,7 @@ def figure_5(analyses: Sequence[Analysis], paper: Paper) -> Figure:
 # Ours ----------------------------------------------------------------------------------------------------------------
 
 
+@matplotlib.rc_context(STYLE)
 def sigma_curve(analyses: Sequence[Analysis]) -> Figure | None:
     """Accuracy against the strength of noise, with the band of the paired 95 % interval."""
     kinds = [(r, label) for r, label in ((False, "σ, raw units"), (True, "α, share of the latent's norm"))
@@ -132,6 +140,7 @@ def sigma_curve(analyses: Sequence[Analysis]) -> Figure | None:
     return figure
 
 
+@matplotlib.rc_context(STYLE)
 def knock_out_map(a: Analysis) -> Figure | None:
     """What one latent alone does: accuracy and margin, by condition and latent."""
     found = knock_outs(a)
@@ -141,7 +150,7 @@ def knock_out_map(a: Analysis) -> Figure | None:
     measures = [("delta", 100, "Δ accuracy (points)")]
     if any(e["stats"] and e["stats"]["margin_delta"]["point"] is not None for rows in found.values() for e in rows):
         measures.append(("margin_delta", 1, "Δ margin (logits)"))
-    figure, axes = _figure((0.5 * len(names) + 1.3) * len(measures), len(measures))
+    figure, axes = _figure((0.45 * len(names) + 1.2) * len(measures), len(measures))
     for axis, (field, scale, title) in zip(axes, measures):
         values = np.full((len(names), latents), np.nan)
         for r, name in enumerate(names):
@@ -149,7 +158,7 @@ def knock_out_map(a: Analysis) -> Figure | None:
                 value = None if e["stats"] is None else e["stats"][field]
                 value = value["point"] if isinstance(value, Mapping) else value
                 values[r, e["latent"]] = np.nan if value is None else scale * value
-        span = max(np.nanmax(np.abs(values), initial=0), 1e-9)
+        span = np.nanmax(np.abs(values), initial=0) or 1.0
         image = axis.imshow(values, cmap="RdBu", vmin=-span, vmax=span, aspect="auto")
         if latents <= 12:
             for (r, j), value in np.ndenumerate(values):
@@ -166,6 +175,7 @@ def knock_out_map(a: Analysis) -> Figure | None:
 ROLE_COLOURS = {"text": "#999999", "image": "#56B4E9", "latent": "#E69F00", "answer": "#009E73"}
 
 
+@matplotlib.rc_context(STYLE)
 def attention(a: Analysis) -> Figure | None:
     """To whom the answer state, and the latents, attend; clean and corrupted."""
     found = a["attention"]
@@ -190,6 +200,7 @@ def attention(a: Analysis) -> Figure | None:
     return figure
 
 
+@matplotlib.rc_context(STYLE)
 def probe_map(a: Analysis) -> Figure | None:
     """Ridge accuracy at every position (and layer), with interval and control."""
     grid = {name: p for name, p in a["probes"]["grid"].items() if "reason" not in p}
@@ -218,6 +229,7 @@ def probe_map(a: Analysis) -> Figure | None:
     return figure
 
 
+@matplotlib.rc_context(STYLE)
 def sensitivity(a: Analysis) -> Figure | None:
     """Sensitivity by latent, and first-order against measured response to noise."""
     found = a["sensitivity"]

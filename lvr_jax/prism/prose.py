@@ -14,6 +14,9 @@ def _verdict(a: Mapping) -> str:
     if a["verdict"] is None:
         return ("No verdict on the latents: the clean pass fed latents in fewer than two items, or no condition on "
                 "their content was run.")  # fmt: skip
+    if a["verdict"]["share"]["point"] is None:
+        return (f"Undecided: the clean run is not above chance, so there is nothing that a corruption could take away "
+                f"(n = {a['verdict']['n']}).")  # fmt: skip
     text = a["verdict"]["sentence"]
     return text if a["verdict"]["sure"] else f"Not sure. {text}"
 

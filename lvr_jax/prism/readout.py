@@ -38,8 +38,9 @@ def read_out(capture: Capture, options: np.ndarray, categories: np.ndarray, how:
     question mean over the items that have (a) and (b); gap; baselines; controls; ladder. A probe that cannot be fitted
     (a letter that occurs once) is a `reason` instead.
     """
+    found = dict(_grid(capture, categories, how))
     return {
-        "grid": {name: position for name, position in _grid(capture, categories, how)},
+        "grid": {name: found[name] for name in capture.positions},
         "pair": _pair(capture, options, categories, how),
     }
 

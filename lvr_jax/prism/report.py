@@ -47,7 +47,7 @@ def write(audits: Sequence[Audit], analyses: Sequence[Mapping], folder) -> epath
     checkpoints = [_checkpoint(files, audit, analysis) for audit, analysis in zip(audits, analyses)]
     for table in common:
         files.put(f"tables/{table.key}.csv", table_csv(table))
-    files.put("report.json", json.dumps(list(analyses), indent=1, sort_keys=True) + "\n")
+    files.put("report.json", json.dumps(list(analyses), indent=1) + "\n")
     first = analyses[0]
     html = page.render(
         title="PRISM: " + ", ".join(a["name"] for a in analyses),

@@ -123,11 +123,12 @@ def table_1(analyses: Sequence[Analysis], paper: Paper) -> Table:
 
 
 def table_2(analyses: Sequence[Analysis], paper: Paper) -> Table:
-    rows = []
+    rows, seen = [], set()
     for published in paper.raw["correlations"]:
         x, y = published["x"], published["y"]
-        if x not in COLUMNS or y not in COLUMNS:
+        if x not in COLUMNS or y not in COLUMNS or (x, y) in seen:     # the appendix repeats some with more digits
             continue
+        seen.add((x, y))
         own = ranks = p = NOTHING
         pairs = [(COLUMNS[x](a), COLUMNS[y](a)) for a in analyses]
         if len(pairs) >= 3 and all(v is not None for each in pairs for v in each):

@@ -1,0 +1,143 @@
+"""How does a config become audits of all its checkpoints and one report?
+
+    page = run(config, "runs/prism")
+
+WORKDIR/NAME holds the stages of one checkpoint, WORKDIR/report what is written of all. Run again, it goes on where it
+stopped; another config in the same folder is refused by the stage that it contradicts.
+"""
+
+import ast
+from collections.abc import Callable, Mapping
+from pathlib import PurePath
+
+import jax
+import jax.numpy as jnp
+from etils import epath
+from jax.sharding import NamedSharding, PartitionSpec
+
+from lvr_jax.checkpoints import CheckpointError
+from lvr_jax.data.sample import DataError
+from lvr_jax.evaluation import protocol as protocols
+from lvr_jax.evaluation.rows import BenchmarkError
+from lvr_jax.evaluation.runner import load_benchmark
+from lvr_jax.evaluation.subject import open_subject
+from lvr_jax.latents.conditions import ConditionError
+from lvr_jax.latents.regions import RegionError
+from lvr_jax.latents.sources import SourceError
+from lvr_jax.latents.spec import SpecError
+from lvr_jax.latents.sweep_files import SweepError
+from lvr_jax.models.qwen2_5_vl.config import ConfigError
+from lvr_jax.models.qwen2_5_vl.layers import Compute
+from lvr_jax.prism import readout, report
+from lvr_jax.prism.audit import Audit, Settings
+from lvr_jax.prism.capture import LAYERS
+from lvr_jax.prism.controls import CONTROL_KINDS
+from lvr_jax.prism.items import Items, template_for
+
+DTYPES = {"": None, "float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+class PrismError(ValueError):
+    """A config of an audit that cannot be run."""
+
+
+# What bad input raises, one line each; anything else is a fault of the program.
+BAD_INPUT = (
+    PrismError, CheckpointError, ConfigError, DataError, SpecError, ConditionError, SourceError, RegionError, SweepError
+)  # fmt: skip
+
+
+def run(
+    config: Mapping, workdir, *, progress: bool = True, say: Callable[[str], None] = lambda line: None
+) -> epath.Path:
+    """Audits every checkpoint of the config and writes the report; returns the page. Raises one of BAD_INPUT."""
+    folders = names(config.checkpoint)
+    if not folders:
+        raise PrismError("checkpoint: none given, expected one folder or several with commas between them")
+    labels = labels_of(folders, names(config.names))
+    settings = settings_of(config)
+    audits, analyses = [], []
+    for folder, label in zip(folders, labels):
+        audit = prepare(config, settings, folder, label, epath.Path(workdir) / report.slug(label), progress, say)
+        audits.append(audit)
+        analyses.append(audit.run())
+    say("report")
+    return report.write(audits, analyses, epath.Path(workdir) / "report")
+
+
+def prepare(config: Mapping, settings: Settings, folder: str, label: str, place, progress: bool, say) -> Audit:
+    """One checkpoint, loaded, and the benchmark as it is asked it."""
+    protocol = protocols.protocol(config.protocol, **keywords("switches", config.switches))
+    benchmark = load_benchmark(config.benchmark, config.folder or None, protocol, any_count=config.any_count,
+                               **keywords("options", config.options))  # fmt: skip
+    if config.limit:
+        benchmark = benchmark.subset(range(min(config.limit, len(benchmark))))
+    mesh = jax.make_mesh((jax.device_count(),), ("data",)) if jax.device_count() > 1 else None
+    everywhere = None if mesh is None else NamedSharding(mesh, PartitionSpec())
+    dtype = DTYPES[config.dtype] or (jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)
+    subject = open_subject(folder, system=config.system or None, shardings=everywhere, dtype=dtype)
+    items = Items(
+        subject, benchmark, protocol, template_for(subject.spec.name, config.alignment.template),
+        rows=config.rows, programs=config.programs, seed=config.seed, force=config.force_latents,
+    )  # fmt: skip
+    return Audit(label, items, settings, place, Compute(dtype=dtype), mesh, progress, say)
+
+
+def settings_of(config: Mapping) -> Settings:
+    """The config's numbers and names, checked."""
+    c = config.conditions
+    rules = {
+        "dtype": (config.dtype, config.dtype in DTYPES, ", ".join(d or "nothing" for d in DTYPES)),
+        "capture.layers": (config.capture.layers, config.capture.layers in LAYERS, ", ".join(LAYERS)),
+        "probes.control": (config.probes.control, config.probes.control in CONTROL_KINDS, ", ".join(CONTROL_KINDS)),
+        "probes.controls": (config.probes.controls, config.probes.controls > 0, "1 at least"),
+        "rows": (config.rows, config.rows > 0, "1 at least"),
+        "level": (config.level, 0 < config.level < 1, "a share between 0 and 1"),
+        "draws": (config.draws, config.draws >= 100, "100 at least"),
+        "limit": (config.limit, config.limit >= 0, "0 (all) or more"),
+        "budget": (config.budget, config.budget >= 0, "0 (the protocol's) or more"),
+        "conditions.sigmas": (c.sigmas, all(s > 0 for s in c.sigmas), "numbers above 0"),
+        "conditions.alphas": (c.alphas, all(a > 0 for a in c.alphas), "numbers above 0"),
+    }
+    for field, (value, sound, expected) in rules.items():
+        if not sound:
+            raise PrismError(f"{field} is {value!r}, expected {expected}")
+    return Settings(
+        conditions=names(c.names), sigmas=tuple(map(float, c.sigmas)), alphas=tuple(map(float, c.alphas)),
+        budgets=tuple(c.budgets), per_latent=names(c.per_latent), budget=config.budget, layers=config.capture.layers,
+        probes=readout.Settings(
+            controls=config.probes.controls, control=config.probes.control, ladder=tuple(config.probes.ladder),
+            level=config.level, draws=config.draws, seed=config.seed,
+        ),
+        aligned=config.alignment.items, target_latents=config.alignment.latents,
+        differentiated=config.sensitivity.items, attention=names(config.attention), gallery=config.gallery,
+        level=config.level, draws=config.draws, seed=config.seed, chunk=c.chunk, memory=c.memory,
+    )  # fmt: skip
+
+
+def names(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def labels_of(folders: tuple[str, ...], given: tuple[str, ...]) -> tuple[str, ...]:
+    """What the report calls the checkpoints."""
+    labels = given or tuple(PurePath(folder).name for folder in folders)
+    if len(labels) != len(folders):
+        raise PrismError(f"names has {len(labels)} entries, expected {len(folders)}, one a checkpoint")
+    slugs = [report.slug(label) for label in labels]
+    if len(set(slugs)) < len(slugs):
+        raise PrismError(f"names: {', '.join(labels)} are not all different, expected --config.names to say otherwise")
+    if "report" in slugs:
+        raise PrismError("names: a checkpoint cannot be called 'report', expected --config.names to say otherwise")
+    return labels
+
+
+def keywords(field: str, text: str) -> dict:
+    """`size=24, options=2` -> a dict; values are Python literals."""
+    try:
+        call = ast.parse(f"f({text})", mode="eval").body
+        if call.args or any(k.arg is None for k in call.keywords):
+            raise ValueError("not of the form name=value")
+        return {k.arg: ast.literal_eval(k.value) for k in call.keywords}
+    except (SyntaxError, ValueError) as error:
+        raise BenchmarkError(f"{field} is {text!r}, expected name=value, name=value ({error})") from error

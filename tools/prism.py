@@ -1,0 +1,70 @@
+"""Audits latent-reasoning checkpoints: probes, corruption sweep, alignment, collapse, sensitivity, and a report.
+
+    python tools/prism.py --config configs/prism.py --config.checkpoint=lvr_3b,n_lvr_3b \\
+        --config.benchmark=vstar --config.folder=data/vstar --workdir runs/prism
+
+    python tools/prism.py --config configs/prism.py --config.checkpoint=tiny --config.benchmark=digit_search \\
+        --config.options="size=100, options=4" --config.conditions.sigmas=0.01,0.03,0.1,0.3,1,3,10 --workdir runs/tiny
+
+Checkpoints are Hugging Face or Orbax folders of any latent system. Everything is kept in --workdir batch by batch: the
+same command goes on where it was stopped, and does nothing twice. The result is WORKDIR/report/report.html (one file,
+no network needed) with report.json, figures and tables beside it.
+
+Exit status: 0 done, 1 failed or stopped, 2 bad input.
+"""
+
+import sys
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from lvr_jax.prism import experiment
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, such as configs/prism.py.", lock_config=True)
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything that is made (local or gs://).")
+PROGRESS = flags.DEFINE_bool("progress", True, "Show progress bars.")
+
+
+def main(arguments: list[str]) -> int:
+    logging.set_verbosity(logging.ERROR)            # Orbax warns of what is meant to be so
+    try:
+        if len(arguments) > 1:
+            return refused(f"argument {arguments[1]!r}: not expected (see --help)")
+        if not WORKDIR.value:
+            return refused("--workdir: missing, expected a folder for the results")
+        if CONFIG.value is None:
+            return refused("--config: missing, expected a config file such as configs/prism.py")
+        say = lambda line: print(f"prism: {line}", file=sys.stderr, flush=True)  # noqa: E731
+        page = experiment.run(CONFIG.value, WORKDIR.value, progress=PROGRESS.value, say=say)
+    except experiment.BAD_INPUT as error:
+        return refused(error)
+    except OSError as error:
+        return failed(error)
+    except KeyboardInterrupt:
+        return failed("stopped; the same command goes on from here")
+    print(page)
+    return 0
+
+
+def refused(error: object) -> int:
+    print(f"prism: {' '.join(str(error).split())}", file=sys.stderr)
+    return 2
+
+
+def failed(error: object) -> int:
+    print(f"prism: {' '.join(str(error).split())}", file=sys.stderr)
+    return 1
+
+
+def parse(arguments: list[str]) -> list[str]:
+    """As absl does it, but a config without the file or the field that is named is one line, not a traceback."""
+    try:
+        return flags.FLAGS(arguments)
+    except (flags.Error, OSError, ValueError) as error:
+        sys.exit(refused(error))
+    except (AttributeError, KeyError) as error:
+        sys.exit(refused(f"{error}: the config has no such field to set"))
+
+
+if __name__ == "__main__":
+    app.run(lambda arguments: sys.exit(main(arguments)), flags_parser=parse)
