@@ -77,7 +77,7 @@ def batches(sizes: Sequence[Budget], rows: int, programs: int = 4, slack: float 
     The fewest rungs whose padded area is within `slack` of the best cut into `programs` rungs: a program costs minutes
     of compilation.
     """
-    order = sorted(range(len(sizes)), key=lambda i: (_area(sizes[i]), sizes[i].tokens, i), reverse=True)
+    order = sorted(range(len(sizes)), key=lambda i: (-_area(sizes[i]), -sizes[i].tokens, i))
     stride = rows * max(-(-len(order) // rows // _FINEST), 1)
     cuts = [*range(0, len(order), stride), len(order)]
     best = _rungs([sizes[i] for i in order], cuts, rows, programs)

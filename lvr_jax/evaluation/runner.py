@@ -30,7 +30,7 @@ from tqdm import tqdm
 from lvr_jax.data.chat import encode_prompt
 from lvr_jax.data.device import batch_sharding
 from lvr_jax.data.packing import Geometry
-from lvr_jax.data.sample import Example, Sample
+from lvr_jax.data.sample import DataError, Example, Sample
 from lvr_jax.evaluation import benchmarks
 from lvr_jax.evaluation.batches import ItemBatch, batches, prompt_size
 from lvr_jax.evaluation.benchmarks import Benchmark, SampleBenchmark
@@ -54,7 +54,12 @@ def load_benchmark(name: str, folder, protocol: Protocol, *, any_count: bool = F
     own = protocol.loader_options(family)
     for option in set(options) & set(own):
         raise BenchmarkError(f"{name}: option {option!r} is a switch of the protocol, expected {family}_{option} there")
-    return benchmarks.load(name, folder, prompts=protocol.prompts, any_count=any_count, **own, **options)
+    try:
+        return benchmarks.load(name, folder, prompts=protocol.prompts, any_count=any_count, **own, **options)
+    except DataError:
+        raise
+    except (TypeError, ValueError) as error:            # how a scene generator refuses a setting
+        raise BenchmarkError(f"{name}: {error}") from error
 
 
 def run(
@@ -192,7 +197,7 @@ def _summary(planned: Sequence[ItemBatch], rows: int) -> Iterator[str]:
     for batch in planned:
         budgets[batch.budget] += len(batch.items)
     shown = "; ".join(f"{items} items in {b.tokens} tokens, {b.windows} windows" for b, items in budgets.items())
-    yield f"{len(budgets)} programs of {rows} rows: {shown}"
+    yield f"{len(budgets)} program{'s' * (len(budgets) > 1)} of {rows} rows: {shown}"
 
 
 @dataclasses.dataclass(frozen=True)
