@@ -6,8 +6,9 @@
 
 Finished batches are appended to `OUTPUT.part-K-of-N` (K: this process of N); when all are there, OUTPUT appears at once
 in the benchmark's order and the parts go. A run that was killed goes on with the batches that are not complete, so its
-OUTPUT is the same, bit for bit. Tokens, and with them all verdicts, do not depend on rows a batch or on devices
-(numbers such as letter_logits: up to rounding).
+OUTPUT is the same, bit for bit. In fp32, tokens and with them all verdicts do not depend on rows a batch or on devices,
+and numbers such as letter_logits only up to rounding. In bf16 the two largest logits are often as near as rounding, so
+that a reply can change with the shape of its batch, as in every framework; the same --batch gives the same file.
 
 The latent loop is called directly, not through `latents.sweep`: an evaluation has one condition and wants tokens and a
 few logits, so the recorded vectors are dropped inside the program, and what is on disk is the results themselves.
@@ -112,8 +113,11 @@ def run(
             ) as bar:  # fmt: skip
                 for results in worker.results(threads, mine):
                     fresh = [result for result in results if result.id not in done]
-                    file.write("".join(result.to_line() for result in fresh))
-                    file.flush()
+                    try:
+                        file.write("".join(result.to_line() for result in fresh))
+                        file.flush()
+                    except OSError as error:                # a full disk does not say whose
+                        raise OSError(f"{own}: {error.strerror or error}; what was finished is kept") from error
                     bar.update(len(results))
     if count > 1:
         multihost_utils.sync_global_devices(f"evaluated {output.name}")

@@ -1,9 +1,11 @@
 """Does an evaluation give every item the same result however it is batched, sharded, interrupted or resumed?"""
 
 import dataclasses
+import errno
 import functools
 import importlib.util
 import inspect
+import io
 import json
 import os
 import shutil
@@ -256,6 +258,31 @@ def test_a_finished_run_runs_nothing(lvr, questions, tmp_path, monkeypatch):
     monkeypatch.setattr(runner, "prompt_size", None)                    # not even the pictures' sizes
     evaluated(lvr, questions, tmp_path / "x.jsonl", rows=1)
     assert (tmp_path / "x.jsonl").read_bytes() == before
+
+
+def test_a_full_disk_names_the_file_and_keeps_what_is_finished(lvr, questions, tmp_path, monkeypatch):
+    def full_after_two(path, mode, **options):
+        file = open(path, mode, **options)
+        write, calls = file.write, []
+
+        def write_some(text):
+            calls.append(write(text[: len(text) // 2] if len(calls) == 2 else text))
+            if len(calls) == 3:
+                file.flush()
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr(runner, "open", open, raising=False)
+        proxy = io.TextIOWrapper(io.BytesIO())
+        proxy.write, proxy.flush = write_some, file.flush
+        return proxy
+
+    monkeypatch.setattr(runner, "open", full_after_two, raising=False)
+    with pytest.raises(OSError, match=r"x.jsonl.part-000-of-001: No space left on device; what was finished is kept"):
+        evaluated(lvr, questions, tmp_path / "x.jsonl", rows=3)
+    kept = read_results(tmp_path / "x.jsonl.part-000-of-001", torn_tail=True).items
+    assert 6 <= len(kept) < 9
+    whole = evaluated(lvr, questions, tmp_path / "y.jsonl", rows=3)
+    assert evaluated(lvr, questions, tmp_path / "x.jsonl", rows=3).items == whole.items
 
 
 def test_more_items_are_added_and_fewer_are_refused(lvr, questions, tmp_path):
