@@ -51,8 +51,8 @@ def get_config(which: str = ""):
     })  # fmt: skip
     config.capture = ml_collections.ConfigDict({"layers": "last"})      # or "all"
     config.probes = ml_collections.ConfigDict({"controls": 20, "control": "marginal", "ladder": (1, 4, 16, 64)})
-    config.alignment = ml_collections.ConfigDict({"items": 200, "latents": 64, "template": ""})
-    config.sensitivity = ml_collections.ConfigDict({"items": 64})
+    config.alignment = ml_collections.ConfigDict({"count": 200, "latents": 64, "template": ""})
+    config.sensitivity = ml_collections.ConfigDict({"count": 64})
     config.attention = "clean,zero" if which else "clean,zero,donor"
     config.gallery = 6
     config.level = 0.95

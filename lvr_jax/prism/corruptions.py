@@ -18,11 +18,12 @@ NAMED = {
 NEEDS_BOX = ("oracle", "oracle_first", "wrong_box")
 
 # What is fed instead of the latents' content, or takes it away: only these can show that the content is used. A sham
-# changes nothing, an oracle adds, and the other conditions change format, compute or the image's own path.
+# changes nothing, an oracle adds, a donor of another label argues for a wrong answer (it can take more than the edge
+# over chance, so that a partial use would look like a whole one), and the others change format or the image's own path.
 CONTENT = (
-    "zero", "norm_matched", "unit_normal", "distribution_matched", "donor", "donor_same_label", "donor_other_label",
-    "donor_paper", "permuted", "reversed", "first_repeat", "mean", "step_mean", "wrong_box", "random_crop",
-    "slot_embedding", "start_embedding", "markers_only", "answer_blind_to_latents",
+    "zero", "norm_matched", "unit_normal", "distribution_matched", "donor", "donor_same_label", "donor_paper",
+    "permuted", "reversed", "first_repeat", "mean", "step_mean", "wrong_box", "random_crop", "slot_embedding",
+    "start_embedding", "markers_only", "answer_blind_to_latents",
 )  # fmt: skip
 SHAM = "self"
 # The paper's five conditions by the names of its columns.

@@ -109,8 +109,8 @@ def settings_of(config: Mapping) -> Settings:
             controls=config.probes.controls, control=config.probes.control, ladder=tuple(config.probes.ladder),
             level=config.level, draws=config.draws, seed=config.seed,
         ),
-        aligned=config.alignment.items, target_latents=config.alignment.latents,
-        differentiated=config.sensitivity.items, attention=names(config.attention), gallery=config.gallery,
+        aligned=config.alignment.count, target_latents=config.alignment.latents,
+        differentiated=config.sensitivity.count, attention=names(config.attention), gallery=config.gallery,
         level=config.level, draws=config.draws, seed=config.seed, chunk=c.chunk, memory=c.memory,
     )  # fmt: skip
 
