@@ -100,7 +100,9 @@ class HeldOut:
 
         def alone(params: dict, batch: dict):
             item = jnp.arange(batch["tokens"].shape[0])
-            prefix, taps = prefill(recipe.graph, params, batch, item, compute=compute, taps=("merged",), blocked=blocked)
+            prefix, taps = prefill(
+                recipe.graph, params, batch, item, compute=compute, taps=("merged",), blocked=blocked
+            )
             trace: Trace = rollout(
                 recipe.graph, params, prefix, self.plan, condition, no_bank(prefix, self.plan), decoding=decoding,
                 steps=max_new_tokens + overrun, compute=compute,

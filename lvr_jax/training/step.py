@@ -88,7 +88,7 @@ def train_step(recipe: Recipe, state: State, batch: dict) -> tuple[State, Metric
     learning_rate, weight_lvr, weight_own, predicted_tokens and latents."""
     grads, metrics = gradients(recipe, state, batch)
     updates, optimizer = recipe.transformation.update(grads, state.optimizer, state.trained)
-    metrics |= {"grad_norm": optax.global_norm(grads), "learning_rate": recipe.rate(state.step)}
+    metrics |= {"grad_norm": optax.tree.norm(grads), "learning_rate": recipe.rate(state.step)}
     new = State(state.step + 1, optax.apply_updates(state.trained, updates), state.frozen, optimizer)
     return new, metrics
 

@@ -68,10 +68,19 @@ def finish(process: subprocess.Popen, timeout: float = 600) -> str:
 def leaves(workdir, step: int) -> dict:
     """Every array of a checkpoint by path, on the host."""
     import jax
+    import numpy as np
     import orbax.checkpoint as ocp
 
-    tree = ocp.PyTreeCheckpointer().restore(Path(workdir).absolute() / "checkpoints" / str(step) / "state")
+    place, checkpointer = Path(workdir).absolute() / "checkpoints" / str(step) / "state", ocp.PyTreeCheckpointer()
+    held = checkpointer.metadata(place).item_metadata.tree
+    plainly = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), held)
+    tree = checkpointer.restore(place, restore_args=plainly)
     return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+
+
+def item(workdir, step: int) -> dict:
+    """What a checkpoint says besides the state."""
+    return json.loads((Path(workdir) / "checkpoints" / str(step) / "run" / "metadata").read_text())
 
 
 def metrics(workdir) -> list[dict]:
@@ -79,13 +88,17 @@ def metrics(workdir) -> list[dict]:
 
 
 def main() -> None:
+    from lvr_jax.training import loop
     from lvr_jax.training.distributed import initialize
     from lvr_jax.training.loop import train
 
     initialize()
     for run in json.loads(sys.argv[1]):
-        outcome = train(small(run.pop("variant"), **{k: v for k, v in run.items() if k != "workdir"}), run["workdir"])
-        print(outcome.step, flush=True)
+        variant, workdir, stop_after = run.pop("variant"), run.pop("workdir"), run.pop("stop_after", None)
+        config = small(variant, **run)
+        if stop_after is not None:      # as if it had been asked to, at that step
+            loop.StopRequest.__call__ = lambda self, step, last=stop_after: step >= last
+        print(train(config, workdir).step, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """Does a run that was stopped end where an undisturbed one ends, bit for bit?"""
 
-import json
 import random
 import shutil
 import signal
@@ -23,14 +22,16 @@ def assert_same(a: dict, b: dict) -> None:
 
 @pytest.fixture(scope="module")
 def halves(tmp_path_factory):
-    """For every variant: four steps in one process, and two there with two more in another."""
+    """For every variant: four steps in one process, and two there with two more in another; and a fork."""
     folder = tmp_path_factory.mktemp("halves")
     plan = [{"variant": v, "workdir": str(folder / v / "whole"), **CHANGES.get(v, {})} for v in VARIANTS]
     runs.finish(runs.start(*plan))
     for v in VARIANTS:
         shutil.copytree(folder / v / "whole", folder / v / "parts")
         shutil.rmtree(folder / v / "parts" / "checkpoints" / "4")
-    runs.finish(runs.start(*({**p, "workdir": p["workdir"].replace("whole", "parts")} for p in plan)))
+    fork = {"variant": "d_lvr", "workdir": str(folder / "fork"), "init__fork_from": plan[0]["workdir"]}
+    fork |= {"init__fork_at": 0.5, **CHANGES["d_lvr"]}
+    runs.finish(runs.start(*({**p, "workdir": p["workdir"].replace("whole", "parts")} for p in plan), fork))
     return folder
 
 
@@ -45,27 +46,20 @@ def test_two_steps_a_new_process_and_two_more_equal_four_steps(halves, variant):
 
 def test_the_two_halves_saw_other_data(halves):
     """Otherwise a resumed run that begins its data anew would pass."""
-    state = [json.loads(_run_item(halves / "lvr" / "whole", step))["data"] for step in (2, 4)]
+    state = [runs.item(halves / "lvr" / "whole", step)["data"] for step in (2, 4)]
     assert state[0] != state[1] and state[0][0]["cursor"] > 0
 
 
 def test_the_checkpoint_says_what_made_it(halves):
-    run = json.loads(_run_item(halves / "p_lvr_2" / "whole", 4))
+    run = runs.item(halves / "p_lvr_2" / "whole", 4)
     assert run["config"]["data"]["template"] == "p_lvr_2" and run["step"] == 4
     assert run["versions"]["jax"] == __import__("jax").__version__
 
 
-def _run_item(workdir, step: int) -> str:
-    (file,) = [p for p in (workdir / "checkpoints" / str(step) / "run").iterdir() if p.name == "metadata"]
-    return file.read_text()
-
-
-def test_a_fork_of_the_baseline_equals_the_whole_d_lvr(halves, tmp_path):
+def test_a_fork_of_the_baseline_equals_the_whole_d_lvr(halves):
     """The first half of D-LVR is the baseline's: forking it, with optimizer and place in the data, changes nothing."""
-    run = {"variant": "d_lvr", "workdir": str(tmp_path), "init__fork_from": str(halves / "lvr" / "whole")}
-    runs.finish(runs.start({**run, "init__fork_at": 0.5, **CHANGES["d_lvr"]}))
-    assert_same(runs.leaves(tmp_path, 4), runs.leaves(halves / "d_lvr" / "whole", 4))
-    assert [row["step"] for row in runs.metrics(tmp_path)] == [3, 4]
+    assert_same(runs.leaves(halves / "fork", 4), runs.leaves(halves / "d_lvr" / "whole", 4))
+    assert [row["step"] for row in runs.metrics(halves / "fork")] == [3, 4]
 
 
 def _killed_until_done(workdir, steps: int, seed: int, kills: int) -> int:

@@ -1,0 +1,88 @@
+"""Is a step the same on one device, on eight, and on two processes of four? And a run that moves between them?"""
+
+import socket
+
+import numpy as np
+import pytest
+import runs
+
+pytestmark = pytest.mark.slow
+MESH = {"mesh__data": 2, "mesh__fsdp": 2, "mesh__tensor": 2}
+# Noise is drawn, rows are packed, and two shards of the data keep the order whoever reads them.
+RUN = {"variant": "n_lvr", "steps": 4, "shards": 2}
+
+
+def two_processes(run: dict) -> None:
+    """The same run on two processes of four devices."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{s.getsockname()[1]}"
+    processes = [
+        runs.start(
+            run, devices=4, JAX_COORDINATOR_ADDRESS=address, JAX_NUM_PROCESSES="2", JAX_PROCESS_ID=str(i)
+        )
+        for i in range(2)
+    ]  # fmt: skip
+    for process in processes:
+        runs.finish(process)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sharded")
+    runs.finish(runs.start({**RUN, "workdir": str(folder / "one")}))
+    runs.finish(runs.start({**RUN, **MESH, "workdir": str(folder / "eight")}, devices=8))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def moved(folder):
+    """Four steps: two on two processes, two more on a single device."""
+    place = folder / "moved"
+    two_processes({**RUN, **MESH, "workdir": str(place), "stop_after": 2})
+    runs.finish(runs.start({**RUN, "workdir": str(place)}))
+    return folder
+
+
+def assert_same_run(one, other, steps) -> None:
+    a, b = runs.metrics(one), runs.metrics(other)
+    assert [row["step"] for row in a] == [row["step"] for row in b] == steps
+    for x, y in zip(a, b):
+        # Another order of the data would show here: every step has its own counts.
+        assert (x["predicted_tokens"], x["latents"]) == (y["predicted_tokens"], y["latents"])
+        for key in ("loss_total", "loss_ce", "loss_lvr"):
+            np.testing.assert_allclose(y[key], x[key], rtol=2e-5, err_msg=f"{key} of step {x['step']}")
+        np.testing.assert_allclose(y["grad_norm"], x["grad_norm"], rtol=2e-4)
+    assert len({(row["predicted_tokens"], row["latents"]) for row in a}) > 1
+
+
+def assert_close(one, other, step: int) -> None:
+    """Adam divides a gradient by its own size, so that one that is all rounding moves a parameter by up to the rate
+    (5e-4) either way: few may, and all together hardly."""
+    a, b = runs.leaves(one, step), runs.leaves(other, step)
+    assert a.keys() == b.keys()
+    for path in a:
+        if "trained" in path:
+            x, y = np.asarray(a[path], np.float64), np.asarray(b[path], np.float64)
+            assert np.abs(x - y).max() <= 2e-3, path
+            assert np.linalg.norm(x - y) <= 1e-4 * np.linalg.norm(x) + 1e-5, path
+        elif "frozen" in path:
+            np.testing.assert_array_equal(a[path], b[path], err_msg=path)
+
+
+def test_eight_devices_equal_one(folder):
+    assert_same_run(folder / "one", folder / "eight", [1, 2, 3, 4])
+    assert_close(folder / "one", folder / "eight", 4)
+
+
+def test_two_processes_and_then_one_equal_one(moved):
+    assert_same_run(moved / "one", moved / "moved", [1, 2, 3, 4])
+    assert_close(moved / "one", moved / "moved", 4)
+
+
+def test_both_processes_and_one_alone_read_the_same_examples(moved):
+    """Iterator states of both data shards: positions read, and examples that wait for a row."""
+    for step in (2, 4):
+        states = [runs.item(moved / run, step)["data"] for run in ("one", "eight", "moved")]
+        assert [state["shard"] for state in states[0]] == [[0, 2], [1, 2]]
+        assert states[0] == states[1] == states[2]
