@@ -46,8 +46,8 @@ def _scatter(axis, xs, ys, names, published: tuple[Sequence, Sequence, Sequence]
         if x is not None and y is not None:
             axis.scatter(x, y, s=60, color=COLOURS[n % 7], marker=MARKERS[n % 7], label=name, zorder=3)
     there = [(x, y) for x, y in zip(xs, ys) if x is not None and y is not None]
-    if len(there) >= 3:
-        parts.append(f"this run r = {pearson(*zip(*there)):+.2f} (n = {len(there)})")
+    if len(there) >= 3 and np.isfinite(r := pearson(*zip(*there))):     # none where one side is constant
+        parts.append(f"this run r = {r:+.2f} (n = {len(there)})")
     px, py, pn = published
     axis.scatter(px, py, s=45, facecolors="none", edgecolors=GREY, label="published", zorder=2)
     right = max([*px, *(x for x in xs if x is not None)])
@@ -163,7 +163,8 @@ def knock_out_map(a: Analysis) -> Figure | None:
         if latents <= 12:
             for (r, j), value in np.ndenumerate(values):
                 if np.isfinite(value):
-                    axis.text(j, r, f"{value:+.1f}", ha="center", va="center", fontsize=8,
+                    text = f"{value:+.1f}" if span >= 1 else f"{value:+.1g}"
+                    axis.text(j, r, text, ha="center", va="center", fontsize=8,
                               color="white" if abs(value) > 0.6 * span else "black")  # fmt: skip
         axis.set_yticks(range(len(names)), names)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -47,7 +47,7 @@ def _gap(a: Mapping) -> str:
             f"with {percent(pair(a, 'logistic', 'last_latent', 'accuracy'))} %, a gap of {within(gap, sign=True)} "
             f"points on {pair(a, 'items')} items.")  # fmt: skip
     if gap["low"] is not None and gap["low"] <= 0 <= gap["high"]:
-        text += " The interval of the gap includes 0: so few items do not show one."
+        text += " The interval of the gap includes 0: these items do not show one."
     if last and last["low"] is not None and last["low"] <= base["point"]:
         text += f" (b) is not shown to beat always guessing the commonest letter ({percent(base['point'])} %)."
     return text + " A probe says what is linearly decodable, not what is used; (a) is nearly the model's own answer."

@@ -133,8 +133,9 @@ def table_2(analyses: Sequence[Analysis], paper: Paper) -> Table:
         pairs = [(COLUMNS[x](a), COLUMNS[y](a)) for a in analyses]
         if len(pairs) >= 3 and all(v is not None for each in pairs for v in each):
             found = correlation(*zip(*pairs))
-            own, ranks, p = number(found.pearson, 2, sign=True), number(found.spearman, 2, sign=True), \
-                probability(found.pearson_p)  # fmt: skip
+            if np.isfinite(found.pearson):                              # not where one side is constant
+                own, ranks = number(found.pearson, 2, sign=True), number(found.spearman, 2, sign=True)
+                p = probability(found.pearson_p)
         rows.append((HEADS[x], HEADS[y], own, ranks, p, published["r"].replace("-", "−")))
     n = len(analyses)
     note = "Three checkpoints at least are needed. " if n < 3 else ""

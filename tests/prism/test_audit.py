@@ -1,0 +1,75 @@
+"""Is the verdict of a whole audit right for checkpoints whose use of their latents is known by construction?"""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import planted  # noqa: E402
+
+from lvr_jax.prism import experiment  # noqa: E402
+
+ROOT = Path(__file__).parents[2]
+
+
+def config(**fields):
+    found = importlib.util.spec_from_file_location("prism_config", ROOT / "configs" / "prism.py")
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    made = module.get_config()
+    made.update_from_flattened_dict(fields)
+    return made
+
+
+@pytest.fixture(scope="module")
+def analyses(tmp_path_factory):
+    """Three planted checkpoints on 191 items, one gold letter in ten wrong."""
+    place = tmp_path_factory.mktemp("planted")
+    items = planted.benchmark(place / "set", 191)
+    folders = [str(planted.plant(use, place / use)) for use in planted.USES]
+    page = experiment.run(config(**{
+        "checkpoint": ",".join(folders), "benchmark": "jsonl", "folder": str(items), "budget": 3,
+        "switches": "max_new_tokens=12", "rows": 32, "draws": 1000, "gallery": 1, "attention": "clean,donor",
+        "conditions.names": "zero,donor,donor_other_label,mean,permuted,self", "conditions.sigmas": (0.01, 0.1),
+        "conditions.alphas": (), "conditions.per_latent": "", "probes.ladder": (), "probes.controls": 10,
+        "alignment.count": 16,
+    }), place / "run", progress=False)  # fmt: skip
+    return {a["name"]: a for a in json.loads(page.with_name("report.json").read_text())}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("use, kind", [("carrier", "load-bearing"), ("ignored", "ignored"), ("partly", "partly")])
+def test_the_verdict_on_a_planted_checkpoint_is_right(analyses, use, kind):
+    found = analyses[use]
+    assert found["clean"]["accuracy"]["point"] > 0.85 and found["clean"]["triggered"] == 191
+    assert found["verdict"]["kind"] == kind, found["verdict"]["sentence"]
+    assert found["sham"]["flips"] == 0 and found["sham"]["margin_moved"] < 1e-4
+
+
+@pytest.mark.slow
+def test_attention_and_sensitivity_show_the_planted_path(analyses):
+    latent = {use: a["attention"]["clean"]["answer"]["latent"] for use, a in analyses.items()}
+    image = {use: a["attention"]["clean"]["answer"]["image"] for use, a in analyses.items()}
+    assert latent["carrier"] > 0.9 and image["ignored"] > 0.9 and image["carrier"] < 0.05 and latent["ignored"] < 0.05
+    moved = {use: sum(a["sensitivity"]["elasticity"]) for use, a in analyses.items()}
+    assert moved["carrier"] > 5 * moved["ignored"]
+
+
+@pytest.mark.slow
+def test_the_measured_response_to_small_noise_is_the_gradients(analyses):
+    """Within 30 %: one draw of noise for each of some sixty items."""
+    for use in ("carrier", "partly"):
+        row = next(r for r in analyses[use]["sensitivity"]["response"] if r["condition"] == "noise_0.01")
+        assert row["measured"] == pytest.approx(row["predicted"], rel=0.3), use
+
+
+@pytest.mark.slow
+def test_probes_read_the_answer_at_the_latents_of_all_three(analyses):
+    """Decodable is not used: the ignored latent holds the answer as well as the one that carries it."""
+    for found in analyses.values():
+        pair = found["probes"]["pair"]["logistic"]
+        assert pair["last_latent"]["accuracy"] > 0.85 and pair["answer"]["accuracy"] > 0.85
