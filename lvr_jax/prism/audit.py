@@ -89,6 +89,9 @@ class Audit:
         prompts = items.prompts()
         probing, corrupting = self._sweeper("probe"), self._sweeper("corruption")
         conditions, left_out = s.grid(corrupting.latents, bool(items.boxed.any()))
+        unknown = [n for n in s.attention if n != "clean" and n not in {c.name for c in conditions}]
+        if unknown:
+            raise cond.ConditionError(f"attention: {unknown[0]!r} is not among the audit's conditions")
         notes = [*items.subject.notes]
         if left_out:
             notes.append(f"no item has a box: {', '.join(left_out)} not run")
@@ -98,9 +101,6 @@ class Audit:
                     weights=items.subject.weights)  # fmt: skip
         sweeps.run(corrupting, prompts, conditions, self.folder / "sweep")
         if s.attention:
-            unknown = [n for n in s.attention if n != "clean" and n not in {c.name for c in conditions}]
-            if unknown:
-                raise cond.ConditionError(f"attention: {unknown[0]!r} is not among the audit's conditions")
             watched = dataclasses.replace(corrupting, keep=("attention@answer", "attention@latents"),
                                           record=("attention",), chunk=1)  # fmt: skip
             sweeps.run(watched, prompts, [c for c in conditions if c.name in s.attention], self.folder / "attention")

@@ -1,0 +1,174 @@
+"""Does the audit as a program produce its report, go on where it was stopped, and say in one line what is wrong?"""
+
+import importlib.util
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from lvr_jax.prism import experiment
+
+ROOT = Path(__file__).parents[2]
+GOLDEN = ROOT / "tests" / "golden" / "checkpoints"
+NAMES = ("tiny_tied_trained_lvr", "tiny_tied_trained_plvr2")
+SMALL = (
+    "--config.benchmark=digit_search", "--config.options=size=12, options=2", "--config.budget=2", "--config.rows=6",
+    "--config.switches=max_new_tokens=12", "--config.force_latents=True", "--config.draws=200", "--config.gallery=2",
+    "--config.conditions.names=zero,donor,self,mean,oracle", "--config.conditions.sigmas=0.1,1",
+    "--config.conditions.alphas=()", "--config.conditions.per_latent=zero", "--config.attention=clean,zero",
+    "--config.probes.controls=5", "--config.probes.ladder=()", "--config.alignment.count=6",
+    "--config.sensitivity.count=6", "--noprogress",
+)  # fmt: skip
+
+
+def get_config():
+    found = importlib.util.spec_from_file_location("prism_config", ROOT / "configs" / "prism.py")
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    return module.get_config()
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    """Two golden checkpoints that emit latents, with their tokenizer, and a common cache of compiled programs."""
+    place = tmp_path_factory.mktemp("checkpoints")
+    for name in NAMES:
+        shutil.copytree(GOLDEN / name, place / name)
+        shutil.copy(GOLDEN / "tokenizer.json", place / name)
+        (place / name / "preprocessor_config.json").write_text('{"min_pixels": 784, "max_pixels": 12544}')
+    return place
+
+
+def start(checkpoints, workdir, *more, which=NAMES) -> subprocess.Popen:
+    environment = {
+        **os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        "JAX_COMPILATION_CACHE_DIR": str(checkpoints / "cache"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+    }  # fmt: skip
+    folders = ",".join(str(checkpoints / name) for name in which)
+    command = [sys.executable, str(ROOT / "tools" / "prism.py"), "--config", str(ROOT / "configs" / "prism.py"),
+               f"--config.checkpoint={folders}", "--workdir", str(workdir), *SMALL, *more]  # fmt: skip
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process) -> tuple[int, str, str]:
+    out, error = process.communicate(timeout=600)
+    return process.returncode, out, error
+
+
+def stamps(folder: Path) -> dict[str, int]:
+    return {str(p.relative_to(folder)): p.stat().st_mtime_ns for p in folder.rglob("*")
+            if p.is_file() and "report" not in p.parts}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def whole(checkpoints, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("prism") / "whole"
+    status, out, error = finish(start(checkpoints, workdir))
+    assert status == 0, error
+    assert out.strip() == str(workdir / "report" / "report.html")
+    return workdir
+
+
+@pytest.mark.slow
+def test_two_checkpoints_give_a_whole_report(whole):
+    report = whole / "report"
+    page = (report / "report.html").read_text()
+    analyses = json.loads((report / "report.json").read_text())
+    assert [a["name"] for a in analyses] == list(NAMES)
+    assert [a["system"] for a in analyses] == ["lvr", "p_lvr"]
+    for a in analyses:
+        assert a["clean"]["triggered"] == a["items"] == 12 and len(a["answers"]) == 12
+        names = {e["name"] for e in a["conditions"]}
+        assert {"zero", "donor", "self", "mean", "oracle", "noise_0.1", "noise_1", "zero@0", "zero@1"} <= names
+        assert a["alignment"] and a["attention"].keys() == {"clean", "zero"} and a["sensitivity"]["items"] > 0
+    assert list(analyses[1]["alignment"]) == ["context", "target"]
+    for key in ("table-1", "table-2", "table-3", "table-4"):
+        assert (report / "tables" / f"{key}.csv").read_text().count("\n") > 5
+    for key in ("figure-1", "figure-4", "figure-5", "sigma-curve", f"knock-outs-{NAMES[0]}", f"attention-{NAMES[1]}"):
+        assert (report / "figures" / f"{key}.png").stat().st_size > 5_000
+        assert (report / "figures" / f"{key}.pdf").stat().st_size > 5_000
+        assert f'id="{key}"' in page
+    lines = (report / "tables" / f"answers-{NAMES[0]}.csv").read_text().splitlines()
+    assert len(lines) == 1 + 12 * (1 + len(analyses[0]["conditions"]))
+
+
+@pytest.mark.slow
+def test_the_same_command_does_nothing_twice(whole, checkpoints):
+    before, json_before = stamps(whole), (whole / "report" / "report.json").read_bytes()
+    status, _, error = finish(start(checkpoints, whole))
+    assert status == 0, error
+    assert stamps(whole) == before
+    assert (whole / "report" / "report.json").read_bytes() == json_before
+    assert "analysis" not in error
+
+
+@pytest.mark.slow
+def test_a_killed_audit_goes_on_to_an_identical_report(whole, checkpoints, tmp_path):
+    for number, reached in enumerate(("capture/clean-00000.npz", "sweep/second-00000.npz", "teacher/forced-00000.npz")):
+        workdir = tmp_path / str(number)
+        process = start(checkpoints, workdir)
+        deadline = time.monotonic() + 300
+        while not (workdir / NAMES[0] / reached).exists() and time.monotonic() < deadline and process.poll() is None:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert not (workdir / "report").exists()
+        before = stamps(workdir)
+        status, _, error = finish(start(checkpoints, workdir))
+        assert status == 0, error
+        after = stamps(workdir)
+        done = [name for name in before if name.endswith(".npz")]
+        assert done and all(after[name] == before[name] for name in done)
+        ours, theirs = ((w / "report" / "report.json").read_text() for w in (workdir, whole))
+        assert ours == theirs
+
+
+@pytest.mark.parametrize("fields, message", [
+    ({"checkpoint": "/nowhere"}, "/nowhere: no such folder"),
+    ({"checkpoint": ""}, "checkpoint: none given"),
+    ({"benchmark": "chess"}, "no benchmark 'chess'"),
+    ({"conditions.names": "zero,swapp"}, "conditions.names has 'swapp'"),
+    ({"options": "size"}, "options is 'size', expected name=value"),
+    ({"options": "size=0"}, "DigitSearch.size = 0"),
+    ({"options": "size=4, options=0"}, "is an open question"),
+    ({"protocol": "papers"}, "no protocol 'papers'"),
+    ({"system": "swimbird"}, "latent system 'swimbird' does not exist"),
+    ({"capture.layers": "some"}, "capture.layers is 'some', expected last, all"),
+    ({"conditions.sigmas": (0.1, -1.0)}, "expected numbers above 0"),
+    ({"names": "one,two,three"}, "names has 3 entries, expected 1"),
+    ({"names": "report"}, "cannot be called 'report'"),
+    ({"attention": "clean,donor_paper"}, "'donor_paper' is not among the audit's conditions"),
+])  # fmt: skip
+def test_bad_input_is_one_line(checkpoints, tmp_path, fields, message):
+    config = get_config()
+    config.update_from_flattened_dict({
+        "checkpoint": str(checkpoints / NAMES[0]), "benchmark": "digit_search", "options": "size=4, options=2", **fields
+    })  # fmt: skip
+    with pytest.raises(experiment.BAD_INPUT, match=re.escape(message)) as error:
+        experiment.run(config, tmp_path / "none", progress=False)
+    assert "\n" not in str(error.value)
+    assert not list((tmp_path / "none").rglob("*.npz"))
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (("--config.checkpoint=/nowhere",), "/nowhere: no such folder"),
+    (("--config.nothing=1", "left over"), "no such field"),
+])  # fmt: skip
+def test_the_program_says_it_in_one_line_with_status_two(checkpoints, tmp_path, arguments, message):
+    status, out, error = finish(start(checkpoints, tmp_path / "none", *arguments))
+    assert status == 2 and not out
+    last = error.strip().splitlines()[-1]
+    assert last.startswith("prism: ") and message in last and "Traceback" not in error
+
+
+def test_help_has_an_example():
+    run = subprocess.run([sys.executable, str(ROOT / "tools" / "prism.py"), "--help"], capture_output=True, text=True)
+    assert "python tools/prism.py --config configs/prism.py" in run.stdout
