@@ -91,7 +91,10 @@ def losses_and_gradients(graph, params, batch, objective: Objective, weights: We
 def forward(graph, params, batch, objective: Objective, weights: Weights):
     model = nnx.merge(graph, params)
     out = objectives.forward(model, batch, objective, weights, jax.random.key(0), Compute())
-    return out | {"logits": model.text.logits(out["hidden"])}
+    # Where the next position is a latent, the reference's LM head reads the state that a latent head has made.
+    before = lambda x: jnp.pad(x[:, 1:], [(0, 0), (0, 1)] + [(0, 0)] * (x.ndim - 2))  # noqa: E731
+    read = jnp.where(before(objectives.is_latent(batch))[..., None], before(out["predicted"]), out["hidden"])
+    return out | {"logits": model.text.logits(read)}
 
 
 def gradient_of(gradients: dict, config, name: str) -> np.ndarray:
