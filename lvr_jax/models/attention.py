@@ -9,11 +9,15 @@ fp32 (fp64 for fp64 inputs), and never larger than MAX_SCORES: longer passes go 
 """
 
 import dataclasses
+import functools
 import itertools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
+from lvr_jax.models.placement import HEADS, ambient, row_axes
 from lvr_jax.models.precision import wide
 
 IMPLEMENTATIONS = ("xla", "splash", "cudnn")
@@ -139,16 +143,39 @@ def _softmax_attention(queries: Queries, keys: tuple[Keys, ...], weights: bool, 
 
 
 def _splash(queries: Queries, keys: Keys, interpret: bool = False) -> jax.Array:
-    """Pallas splash attention; grouped queries stay grouped (one kernel over K heads with N / K queries each)."""
-    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
-    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
-
-    B, T, N, H = queries.q.shape
-    S, K = keys.k.shape[1:3]
+    """Pallas splash attention, on every device for its own rows and heads."""
+    T, S = queries.q.shape[1], keys.k.shape[1]
     block = next((size for size in (512, 256, 128) if T % size == 0 and S % size == 0), None)
     if block is None:
         raise AttentionError(f"splash attention needs lengths that are multiples of 128, got {T} queries and {S} keys")
-    one = masks.CausalMask((T, S)) if keys.causal else masks.FullMask((T, S))
+    kernel = functools.partial(_splash_on_device, causal=keys.causal, block=block, interpret=interpret)
+    return _on_each_device(kernel, queries.q, keys.k, keys.v, queries.segment, keys.segment)
+
+
+def _on_each_device(kernel: Callable, q, k, v, q_segment, k_segment) -> jax.Array:
+    """A Pallas kernel over the ambient mesh: the partitioner cannot look into it, so it is told what to cut."""
+    mesh, N, K = ambient(), q.shape[2], k.shape[2]
+    if mesh.empty:
+        return kernel(q, k, v, q_segment, k_segment)
+    devices = mesh.shape.get(HEADS, 1)
+    if K % devices and devices % K == 0 and N % devices == 0:
+        # More devices than key/value heads: each device gets the one that its queries share.
+        k, v = (jnp.repeat(x, devices // K, axis=2) for x in (k, v))
+    cut = HEADS if HEADS in mesh.axis_names and k.shape[2] % devices == 0 else None
+    heads, rows = PartitionSpec(row_axes(), None, cut), PartitionSpec(row_axes())
+    return jax.shard_map(
+        kernel, in_specs=(heads, heads, heads, rows, rows), out_specs=heads, check_vma=False
+    )(q, k, v, q_segment, k_segment)  # fmt: skip
+
+
+def _splash_on_device(q, k, v, q_segment, k_segment, *, causal: bool, block: int, interpret: bool) -> jax.Array:
+    """Grouped queries stay grouped: one kernel over K heads with N / K queries each."""
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+    B, T, N, H = q.shape
+    S, K = k.shape[1:3]
+    one = masks.CausalMask((T, S)) if causal else masks.FullMask((T, S))
     kernel = kernels.make_splash_mqa_single_device(
         masks.MultiHeadMask([one] * (N // K)),
         block_sizes=kernels.BlockSizes(
@@ -157,11 +184,10 @@ def _splash(queries: Queries, keys: Keys, interpret: bool = False) -> jax.Array:
         ),
         interpret=interpret,
     )  # fmt: skip
-    q = (queries.q * H**-0.5).reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)         # [B, K, G, T, H]
-    k, v = (x.transpose(0, 2, 1, 3) for x in (keys.k, keys.v))                           # [B, K, S, H]
-    segments = kernels.SegmentIds(q=queries.segment, kv=keys.segment)                    # [B, T], [B, S]
+    q = (q * H**-0.5).reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)                 # [B, K, G, T, H]
+    k, v = (x.transpose(0, 2, 1, 3) for x in (k, v))                                     # [B, K, S, H]
     over_heads = jax.vmap(kernel, in_axes=(0, 0, 0, None))
-    out = jax.vmap(over_heads)(q, k, v, segments)                                        # [B, K, G, T, H]
+    out = jax.vmap(over_heads)(q, k, v, kernels.SegmentIds(q=q_segment, kv=k_segment))   # [B, K, G, T, H]
     return out.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
 
 

@@ -3,12 +3,19 @@
 Chunks of tokens: each chunk's fp32 logits live only while its loss and its gradient are computed. The forward pass
 already forms the gradient of every chunk (a weighted sum of losses is linear in the incoming scalar), so nothing is
 computed twice and nothing but [B, T, D] and [V, D] is kept.
+
+On a mesh every device takes its own rows through all chunks, with the unembedding gathered once before and its gradient
+summed once after: left to the partitioner, both would happen in every chunk.
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from lvr_jax.models.placement import ambient, row_axes
 
 
 def token_losses(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -31,8 +38,11 @@ def _unchunk(x: jax.Array, T: int) -> jax.Array:
 
 def _chunk_loss(hidden, unembedding, labels, weights):
     logits = jnp.einsum("BTD,VD->BTV", hidden, unembedding, preferred_element_type=jnp.float32)
-    losses = token_losses(logits, labels)
-    correct = (logits.argmax(-1) == labels) & (weights != 0)
+    # A sum and a maximum, not a look-up and an argmax: these stay where they are if the vocabulary is cut.
+    here = jnp.arange(logits.shape[-1]) == labels[..., None]
+    picked = jnp.sum(jnp.where(here, logits, 0), -1)
+    losses = jax.nn.logsumexp(logits, axis=-1) - picked
+    correct = (picked >= jax.lax.stop_gradient(logits.max(-1))) & (weights != 0)
     return jnp.sum(losses * weights), (losses, correct)
 
 
@@ -50,8 +60,25 @@ def weighted_cross_entropy(
 
 
 def _forward(hidden, unembedding, labels, weights, chunk, gradient):
+    kernel, axes = unembedding.astype(hidden.dtype), row_axes()
+    run = functools.partial(_over_chunks, chunk=chunk, gradient=gradient)
+    if axes:
+        scattered = tuple(a for a in axes if a == "fsdp" and kernel.shape[1] % ambient().shape[a] == 0)
+        rows, d_kernel = PartitionSpec(axes), PartitionSpec(None, scattered)
+        kernel = jax.lax.with_sharding_constraint(kernel, PartitionSpec(PartitionSpec.UNCONSTRAINED, None))
+        run = jax.shard_map(
+            functools.partial(_summed, run, axes, scattered), axis_names=set(axes), check_vma=False,
+            in_specs=(rows, PartitionSpec(), rows, rows),
+            out_specs=(PartitionSpec(), rows, rows, (rows, d_kernel) if gradient else None),
+        )  # fmt: skip
+    loss, losses, correct, gradients = run(hidden, kernel, labels, weights)
+    out = loss, (losses, correct)
+    return (out, (gradients[0], gradients[1].astype(unembedding.dtype))) if gradient else (out, None)
+
+
+def _over_chunks(hidden, kernel, labels, weights, *, chunk, gradient):
+    """Loss, losses [B, T], correct [B, T] and, if wanted, the gradients in hidden and (fp32) in the unembedding."""
     T = hidden.shape[1]
-    kernel = unembedding.astype(hidden.dtype)
 
     def step(total, part):
         if not gradient:
@@ -65,10 +92,18 @@ def _forward(hidden, unembedding, labels, weights, chunk, gradient):
     start = (jnp.float32(0), jnp.zeros(kernel.shape, jnp.float32) if gradient else None)
     parts = tuple(_chunks(x, chunk) for x in (hidden, labels, weights))
     (loss, d_kernel), ((losses, correct), d_hidden) = jax.lax.scan(step, start, parts)
-    out = loss, (_unchunk(losses, T), _unchunk(correct, T))
-    if not gradient:
-        return out, None
-    return out, (_unchunk(d_hidden, T), d_kernel.astype(unembedding.dtype))
+    return loss, _unchunk(losses, T), _unchunk(correct, T), (_unchunk(d_hidden, T), d_kernel) if gradient else None
+
+
+def _summed(run: Callable, axes: tuple[str, ...], scattered: tuple[str, ...], *arguments):
+    """`run` on one device's rows, and what all devices need of it: the sum of losses, of gradients each its own part."""
+    loss, losses, correct, gradients = run(*arguments)
+    if gradients is not None:
+        d_hidden, d_kernel = gradients
+        for axis in scattered:
+            d_kernel = jax.lax.psum_scatter(d_kernel, axis, scatter_dimension=1, tiled=True)
+        gradients = d_hidden, jax.lax.psum(d_kernel, tuple(a for a in axes if a not in scattered))
+    return jax.lax.psum(loss, axes), losses, correct, gradients
 
 
 def _vjp_forward(hidden, unembedding, labels, weights, chunk):

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from lvr_jax.models.placement import over_rows
 from lvr_jax.models.precision import wide
 
 # What the backward pass may keep of a block; the rest is computed again.
@@ -82,7 +83,7 @@ def scan_blocks(blocks: nnx.Module, step: Callable, x: jax.Array, per_layer: Any
 
     def body(x, layer):
         parameters, rest = layer
-        return step(nnx.merge(graph, parameters), x, rest)
+        return step(nnx.merge(graph, parameters), over_rows(x), rest)
 
     if REMAT[remat] is not None:
         body = jax.checkpoint(body, policy=REMAT[remat], prevent_cse=False)
