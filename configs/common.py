@@ -1,6 +1,6 @@
 """Which settings do all experiments share? Sec. 4.1 of "Cosine Misleads", its released code, and how to run it here.
 
-Not an experiment: `configs/lvr.py` and the others state what differs. The argument is a size: `3b` and `7b` train
+Not an experiment: `configs/lvr.py` and the others state what differs. The argument is a size: `3b` to `72b` train
 published checkpoints on Visual-CoT, `tiny` a network of a million parameters on digit search scenes, on a laptop.
 """
 
@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from lvr_jax.data.images import LVR_PIXELS
 from lvr_jax.training.partitioning import RULES
 
-SIZES = ("3b", "7b", "tiny")
+SIZES = ("3b", "7b", "32b", "72b", "tiny")
 
 
 def get_config(size: str = "3b", name: str = "common") -> ConfigDict:

@@ -2,6 +2,8 @@
 
     experiment = Experiment.of(config)          # shapes only: nothing is read but config.json and the tokenizer
     state = experiment.initial_state()
+
+`Experiment.shapes` does without the tokenizer: enough to compile a step, also for devices that are not here.
 """
 
 from __future__ import annotations
@@ -62,15 +64,14 @@ def _schedule(name: str, fields: Mapping, steps: int) -> Points:
     return _record(Points, name, {**_plain(fields), "points": points if steps else points[:1]})
 
 
-def compute_of(fields: Mapping, objective: Objective, aligned: bool) -> Compute:
-    """`auto` is bf16 on accelerators and fp32 on CPUs; splash on TPUs where the mask allows it."""
-    platform = jax.default_backend()
+def compute_of(fields: Mapping, objective: Objective, aligned: bool, platform: str) -> Compute:
+    """`auto` is bf16 on accelerators and fp32 on CPUs; splash on TPUs where the mask allows it, blocks on CPUs."""
     dtype, attention, remat = fields["dtype"], fields["attention"], fields["remat"]
     if dtype == "auto":
         dtype = "float32" if platform == "cpu" else "bfloat16"
     if attention == "auto":
         plain = objective.attention == "full" and not aligned
-        attention = "splash" if platform == "tpu" and plain else "xla"
+        attention = "blocks" if platform == "cpu" else "splash" if platform == "tpu" and plain else "xla"
     for name, value, allowed in (
         ("dtype", dtype, ("float32", "bfloat16")), ("attention", attention, IMPLEMENTATIONS), ("remat", remat, REMAT)
     ):  # fmt: skip
@@ -84,12 +85,13 @@ class Experiment:
     """A config, understood.
 
     config: as given; data: its `data` fields, with the network's geometry and the rows of a whole step;
-    network, graph: the model; like: the state as shapes, types and shardings; rows: sharding of a batch
+    tokenizer: None where only shapes are wanted; network, graph: the model; like: the state as shapes, types and
+    shardings; rows: sharding of a batch
     """
 
     config: ConfigDict
     data: DataConfig
-    tokenizer: ChatTokenizer
+    tokenizer: ChatTokenizer | None
     network: Config
     graph: nnx.GraphDef
     recipe: Recipe
@@ -100,7 +102,19 @@ class Experiment:
 
     @classmethod
     def of(cls, config: ConfigDict, mesh: Mesh | None = None) -> Experiment:
-        """mesh: another one than the config's, such as that of a topology that is not here."""
+        """mesh: another one than the config's."""
+        found = cls.shapes(config, mesh)
+        tokenizer = make_tokenizer(found.data)
+        if len(tokenizer) > found.network.text.vocab:
+            raise ConfigFieldError(
+                f"tokenizer {found.data.tokenizer} has {len(tokenizer)} entries with the latent tokens, the embedding "
+                f"{found.network.text.vocab} rows"
+            )
+        return dataclasses.replace(found, tokenizer=tokenizer)
+
+    @classmethod
+    def shapes(cls, config: ConfigDict, mesh: Mesh | None = None) -> Experiment:
+        """All but the tokenizer. mesh: another one than the config's, such as that of a slice that is not here."""
         c = config
         mesh = make_mesh(c.mesh) if mesh is None else mesh
         network = _network(c)
@@ -110,12 +124,6 @@ class Experiment:
                 "window": network.vision.window, "tokenizer": c.data.tokenizer or files_of(c.init.checkpoint),
             }
         )  # fmt: skip
-        tokenizer = make_tokenizer(data)
-        if len(tokenizer) > network.text.vocab:
-            raise ConfigFieldError(
-                f"tokenizer {data.tokenizer} has {len(tokenizer)} entries with the latent tokens, the embedding "
-                f"{network.text.vocab} rows"
-            )
         alignment = _record(Alignment, "alignment", c.alignment) if c.alignment.latents else None
         objective = _record(Objective, "objective", c.objective)
         if (objective.feedback != "teacher") != (alignment is not None):
@@ -132,7 +140,7 @@ class Experiment:
             )
         optimizer = _record(AdamW, "optimizer", c.optimizer)
         graph, params = abstract_model(network)
-        compute = compute_of(c.compute, objective, alignment is not None)
+        compute = compute_of(c.compute, objective, alignment is not None, mesh.devices.flat[0].platform)
         transformation = optimizer.transformation(c.steps)
         recipe = Recipe(
             graph=graph, objective=objective, compute=compute, transformation=transformation,
@@ -141,7 +149,7 @@ class Experiment:
             parts=() if alignment is None else tuple(Part(*bounds) for bounds in alignment.bounds), seed=c.seed,
         )  # fmt: skip
         like = abstract_state(params, c.frozen, transformation, _plain(c.sharding), mesh, compute.dtype)
-        return cls(c, data, tokenizer, network, graph, recipe, mesh, like, rows, alignment)
+        return cls(c, data, None, network, graph, recipe, mesh, like, rows, alignment)
 
     def step(self) -> Callable:
         return compiled_step(self.recipe, self.like, self.rows, self.mesh)

@@ -6,15 +6,17 @@ widths and the vocabulary. Rows of a batch are spread over data and fsdp.
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lvr_jax.checkpoints.orbax_io import flat, nested
 
 AXES = ("data", "fsdp", "tensor")
+_AUTO = (AxisType.Auto,) * len(AXES)
 Rules = Sequence[tuple[str, tuple[str | None, ...]]]
 
 # Path -> mesh axis of each array axis; trailing ones are whole. A path matches exactly one rule. Layers are stacked
@@ -50,8 +52,21 @@ class MeshError(ValueError):
     """A mesh that does not fit the devices, or rules that do not fit the parameters."""
 
 
-def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh of all three axes; one of them may be -1 and takes what is left. MeshError if it does not divide."""
+def _slice_of(device: jax.Device) -> int:
+    """GPUs number their hosts so; only TPU slices count here, and a single one has no number."""
+    return (getattr(device, "slice_index", 0) or 0) if device.platform == "tpu" else 0
+
+
+def make_mesh(
+    shape: Mapping[str, int],
+    devices: Sequence[jax.Device] | None = None,
+    slice_of: Callable[[jax.Device], int] | None = None,
+) -> Mesh:
+    """A mesh of all three axes; one of them may be -1 and takes what is left. MeshError if it does not divide.
+
+    Devices of several slices, which only a data-centre network joins: `data` runs across slices, and what `fsdp` and
+    `tensor` move stays within one. slice_of: another way to tell a device's slice.
+    """
     devices = jax.devices() if devices is None else devices
     sizes = [int(shape.get(axis, 1)) for axis in AXES]
     shown = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes))
@@ -63,7 +78,13 @@ def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = N
     sizes = [len(devices) // known if size == -1 else size for size in sizes]
     if math.prod(sizes) != len(devices):
         raise MeshError(f"mesh {shown} does not divide {len(devices)} devices")
-    return jax.make_mesh(sizes, AXES, devices=devices, axis_types=(AxisType.Auto,) * len(AXES))
+    slice_of = slice_of or _slice_of
+    slices = [[d for d in devices if slice_of(d) == number] for number in sorted({slice_of(d) for d in devices})]
+    if sizes[0] % len(slices):
+        raise MeshError(f"mesh {shown}: expected data to be a multiple of the {len(slices)} slices of {len(devices)}")
+    within = (sizes[0] // len(slices), *sizes[1:])
+    parts = [jax.make_mesh(within, AXES, devices=part, axis_types=_AUTO).devices for part in slices]
+    return Mesh(np.concatenate(parts), AXES, axis_types=_AUTO)
 
 
 def matching(rules: Rules, path: str) -> list[int]:
