@@ -25,6 +25,7 @@ from lvr_jax.evaluation.subject import Subject
 from lvr_jax.latents import conditions as cond
 from lvr_jax.latents import positions, rollout
 from lvr_jax.latents.decoding import Decoding
+from lvr_jax.latents.routing import blocked
 from lvr_jax.latents.spec import Plan
 from lvr_jax.models.qwen2_5_vl.layers import Compute
 
@@ -68,12 +69,14 @@ def letter_place(tokenizer: ChatTokenizer, mark: str, letters: str) -> LetterPla
 
 
 def answer(
-    graph, params, plan: Plan, batch: Mapping, item, letters, *, decoding: Decoding, steps: int, compute: Compute
-) -> dict:
+    graph, params, plan: Plan, batch: Mapping, item, letters, *, decoding: Decoding, steps: int, compute: Compute,
+    attention: str,
+) -> dict:  # fmt: skip
     """The jitted program: prompts of a batch, one a row -> the fields KEPT of their traces [B, S, ...]."""
     prefix, _ = rollout.prefill(
-        graph, params, batch, item, compute=compute, remember_ids=decoding.repetition_penalty != 1
-    )
+        graph, params, batch, item, compute=compute, remember_ids=decoding.repetition_penalty != 1,
+        blocked=blocked(attention),
+    )  # fmt: skip
     clean = jax.tree.map(lambda x: x[0], cond.stack([cond.clean()], (), len(plan.spec.stages), 1))
     trace = rollout.rollout(
         graph, params, prefix, plan, clean, rollout.no_bank(prefix, plan), decoding=decoding, steps=steps,
@@ -82,7 +85,7 @@ def answer(
     return {name: getattr(trace, name) for name in KEPT}
 
 
-program = jax.jit(answer, static_argnums=0, static_argnames=("decoding", "steps", "compute"))
+program = jax.jit(answer, static_argnums=0, static_argnames=("decoding", "steps", "compute", "attention"))
 
 
 class Generation:
@@ -113,6 +116,7 @@ class Generation:
         return program(
             self.subject.graph, self.subject.params, self.plan, batch, inputs["item"],
             jnp.asarray(self.place.ids, jnp.int32), decoding=self.decoding, steps=self.steps, compute=self.compute,
+            attention=self.subject.attention,
         )  # fmt: skip
 
     def read(self, rows: Sequence[Row], questions: Sequence[str], out: Mapping[str, np.ndarray]) -> list[Result]:

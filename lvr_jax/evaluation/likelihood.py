@@ -23,15 +23,18 @@ from lvr_jax.evaluation.results import Result
 from lvr_jax.evaluation.rows import BenchmarkError, Row
 from lvr_jax.evaluation.subject import Subject
 from lvr_jax.latents import rollout
+from lvr_jax.latents.routing import blocked
 from lvr_jax.models.qwen2_5_vl.layers import Compute
 from lvr_jax.models.qwen2_5_vl.model import Qwen2_5_VL
 from lvr_jax.models.qwen2_5_vl.text import Tokens
 
 
-def score(graph, params, batch: Mapping, options: jax.Array, *, compute: Compute) -> jax.Array:
+def score(graph, params, batch: Mapping, options: jax.Array, *, compute: Compute, attention: str) -> jax.Array:
     """The jitted program: options [B, O, T] ids, -1 beyond an option's end -> log-probabilities [B, O, T], 0 there."""
     model: Qwen2_5_VL = nnx.merge(graph, params)
-    prefix, _ = rollout.prefill(graph, params, batch, jnp.zeros(options.shape[0], jnp.int32), compute=compute)
+    prefix, _ = rollout.prefill(
+        graph, params, batch, jnp.zeros(options.shape[0], jnp.int32), compute=compute, blocked=blocked(attention)
+    )
 
     def one(ids):                                                                        # [B, T]
         real = ids >= 0
@@ -39,6 +42,7 @@ def score(graph, params, batch: Mapping, options: jax.Array, *, compute: Compute
         tokens = Tokens(
             positions=jnp.broadcast_to(at[:, None], (ids.shape[0], 3, ids.shape[1])),
             segment=jnp.where(real, prefix.segment[:, None], 0), role=jnp.full(ids.shape, ROLE_ANSWER),
+            blocked=prefix.blocked,
         )  # fmt: skip
         hidden, _, _ = model.decode(model.embed(jnp.maximum(ids, 0)), tokens, past=(prefix.cache,), compute=compute)
         predictors = jnp.concatenate([prefix.hidden[:, None], hidden[:, :-1]], axis=1)   # [B, T, D]
@@ -49,7 +53,7 @@ def score(graph, params, batch: Mapping, options: jax.Array, *, compute: Compute
     return jnp.moveaxis(jax.lax.map(one, jnp.moveaxis(options, 1, 0)), 0, 1)
 
 
-program = jax.jit(score, static_argnums=0, static_argnames="compute")
+program = jax.jit(score, static_argnums=0, static_argnames=("compute", "attention"))
 
 
 def replies(row: Row) -> tuple[tuple[str, ...], int]:
@@ -82,7 +86,10 @@ class Likelihood:
 
     def run(self, inputs: dict) -> dict[str, jax.Array]:
         batch = {key: value for key, value in inputs.items() if key != "options"}
-        scores = program(self.subject.graph, self.subject.params, batch, inputs["options"], compute=self.compute)
+        scores = program(
+            self.subject.graph, self.subject.params, batch, inputs["options"], compute=self.compute,
+            attention=self.subject.attention,
+        )  # fmt: skip
         return {"log_probs": scores}
 
     def read(self, rows: Sequence[Row], questions: Sequence[str], out: Mapping[str, np.ndarray]) -> list[Result]:

@@ -18,6 +18,7 @@ from lvr_jax.data.images import QWEN_PIXELS
 from lvr_jax.data.tokenizers import IM_END, ChatTokenizer, check_config, load_tokenizer
 from lvr_jax.evaluation.protocol import Protocol
 from lvr_jax.evaluation.rows import BenchmarkError
+from lvr_jax.latents.routing import ATTENTION, FIELD
 from lvr_jax.latents.spec import SYSTEMS, LatentSpec, LatentStage, Plan, SpecError, check_ids, plan
 from lvr_jax.models.qwen2_5_vl.config import Config
 from lvr_jax.models.qwen2_5_vl.model import abstract_model
@@ -34,6 +35,7 @@ class Subject:
 
     stop: ids that end an answer; min_pixels, max_pixels: of its preprocessor; notes: what a person should know;
     weights: a number of the parameters, so that results of other weights under the same path are told apart.
+    attention: who may see whom in it, a key of latents.routing.ATTENTION
     """
 
     name: str
@@ -47,6 +49,7 @@ class Subject:
     max_pixels: int
     weights: int
     notes: tuple[str, ...] = ()
+    attention: str = "full"
 
     def budget(self, protocol: Protocol) -> int:
         """N, latents a block: a protocol has one for systems of one stage and one for those of several."""
@@ -82,9 +85,12 @@ def open_subject(
         notes = (*notes, f"generation_config.json: repetition_penalty {generation['repetition_penalty']}"
                          " (the protocol's own is used)")
     stop = stop_ids(generation, fields, tokenizer)
+    attention = fields.get(FIELD, "full")
+    if attention not in ATTENTION:
+        raise SpecError(f"{where}: {FIELD} is {attention!r}, expected one of {', '.join(ATTENTION)}")
     _, params, _ = load(folder, shardings, dtype)
     return Subject(os.fspath(folder), config, abstract_model(config)[0], params, tokenizer, spec, stop, low, high,
-                   fingerprint(params), notes)
+                   fingerprint(params), notes, attention)
 
 
 class _Ids(dict):

@@ -11,11 +11,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 
-from lvr_jax.latents.conditions import ANSWER, IMAGE, LATENT, ROLES, TEXT
+from lvr_jax.latents.conditions import LATENT
+from lvr_jax.latents.routing import ATTENTION, blocked
 from lvr_jax.latents.unroll import Parts, unroll
 from lvr_jax.models.cross_entropy import weighted_cross_entropy
+from lvr_jax.models.placement import over_rows
 from lvr_jax.models.qwen2_5_vl.layers import Compute
 from lvr_jax.models.qwen2_5_vl.model import Images, Qwen2_5_VL
 from lvr_jax.models.qwen2_5_vl.text import Tokens
@@ -32,14 +33,6 @@ ROUTES = {
     "both": None,
     "latent_only": lambda role: role == LATENT,
     "outside_only": lambda role: role != LATENT,
-}
-
-# Who may not see whom: (query role, key role).
-ATTENTION = {
-    "full": (),
-    # The latents are the only way from the image to the answer. Everything else is blind to the image, the question
-    # too: it follows the image, and would carry it past the latents.
-    "bottleneck": ((TEXT, IMAGE), (ANSWER, IMAGE)),
 }
 
 
@@ -86,8 +79,7 @@ class Objective:
 
     def blocked(self) -> jax.Array | None:
         """[R, R] bool for models.attention, or None."""
-        pairs = ATTENTION[self.attention]
-        return jnp.zeros((ROLES, ROLES), bool).at[tuple(zip(*pairs))].set(True) if pairs else None
+        return blocked(self.attention)
 
 
 @jax.tree_util.register_dataclass
@@ -202,12 +194,6 @@ def before(batch: dict, x: jax.Array) -> jax.Array:
     return jnp.pad(x[:, :-1], ((0, 0), (1, 0), (0, 0)))
 
 
-def _over_rows(x: jax.Array) -> jax.Array:
-    """Keeps rows where the batch has them, under `jax.set_mesh`: sharded parameters must not scatter activations."""
-    axes = tuple(axis for axis in ("data", "fsdp") if axis in jax.sharding.get_abstract_mesh().axis_names)
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(axes)) if axes else x
-
-
 def forward(
     model: Qwen2_5_VL,
     batch: dict,
@@ -228,14 +214,14 @@ def forward(
     noise_keys, target_keys, own_keys = (row_keys(batch, k) for k in jax.random.split(key, 3))
     if merged is None:
         merged, _ = model.encode(Images(batch["patches"], batch["window_segment"], batch["rotary_ids"]), compute)
-        merged = _over_rows(merged)
+        merged = over_rows(merged)
     latent = is_latent(batch)
     clean = latent_targets(batch, merged)
     fed = clean
     if objective.noise:
         fed = fed + objective.noise * noise_like(batch, noise_keys, clean.shape)
     x = model.embed(batch["tokens"], batch["vision_slot"], merged)
-    x = _over_rows(jnp.where(latent[..., None], fed.astype(x.dtype), x))
+    x = over_rows(jnp.where(latent[..., None], fed.astype(x.dtype), x))
     blocked = objective.blocked()
     role = None if blocked is None else batch["role"]
     tokens = Tokens(batch["positions"], batch["segment"], role, blocked, flow)
@@ -244,7 +230,7 @@ def forward(
     else:
         share = 1.0 if objective.feedback == "rollout" else weights.own
         hidden = unroll(model, x, tokens, parts, _uniform(own_keys, latent.shape) < share, compute)
-    hidden = _over_rows(hidden)
+    hidden = over_rows(hidden)
     predictor = hidden
     if hasattr(model, "latent_head"):
         predictor = model.latent_head(hidden)

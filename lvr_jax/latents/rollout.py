@@ -31,6 +31,7 @@ class Prefix:
     token: [B], the last token; next_position: [B]; segment: [B], the row's segment id
     item:  [B] int32, a number that names the item in noise keys
     seen:  [B, V] bool, ids of the prompt (for the repetition penalty), or None
+    blocked: [R, R] bool, roles that may not see each other in this checkpoint, whatever the condition, or None
     """
 
     cache: Cache
@@ -40,6 +41,7 @@ class Prefix:
     segment: jax.Array
     item: jax.Array
     seen: jax.Array | None
+    blocked: jax.Array | None = None
 
 
 def prefill(
@@ -55,8 +57,8 @@ def prefill(
 ) -> tuple[Prefix, dict]:
     """Runs the prompts of a batch, one a row (data.packing.collate). Returns the prefix and the passes' taps.
 
-    blocked: [R, R] bool, roles that may not see each other (`Tokens`): a checkpoint trained behind a bottleneck
-    (objectives.ATTENTION) needs it here, and the same pairs in every condition.
+    blocked: [R, R] bool, roles that may not see each other (`Tokens`), here and in all that is decoded from the prefix:
+    for a checkpoint trained behind a bottleneck (latents.routing).
     Taps: those of the decoder, `hidden` [B, T, D] (after the final norm) and `merged` [B, M, D].
     """
     model: Qwen2_5_VL = nnx.merge(graph, params)
@@ -85,6 +87,7 @@ def prefill(
         segment=at_last(batch["segment"]),
         item=item,
         seen=seen,
+        blocked=blocked,
     )
     return prefix, out
 
@@ -164,6 +167,8 @@ def sweep(
     """
     model: Qwen2_5_VL = nnx.merge(graph, params)
     C, (B, D) = condition.keep.shape[0], prefix.hidden.shape
+    if prefix.blocked is not None:
+        condition = dataclasses.replace(condition, blocked=condition.blocked | prefix.blocked)
     machine = Machine(plan, condition, decoding, C, B)
     forced = jnp.broadcast_to(-1 if forced is None else jnp.asarray(forced), (B, steps))
     letters = jnp.zeros(0, jnp.int32) if letters is None else letters

@@ -28,6 +28,7 @@ from lvr_jax.latents import conditions as cond
 from lvr_jax.latents import positions, rollout
 from lvr_jax.latents.decoding import Decoding
 from lvr_jax.latents.rollout import Bank, Prefix
+from lvr_jax.latents.routing import blocked
 from lvr_jax.latents.sources import SOURCES, Clean, Request, Source, SourceError, latents_of, spread
 from lvr_jax.latents.spec import Plan
 from lvr_jax.latents.sweep_files import SweepFiles, SweepResults, read
@@ -75,6 +76,7 @@ class Sweeper:
              `states@latent_3`, and `step@NAME`, where that position is; `blocks` and `count`: the latents that were
              fed, [C, I, G, Z, D]. After a row's end everything is zero; at a position that a row lacks, NaN.
     record:  what the rollout has to record besides (`states`, `attention`)
+    attention: who may see whom in this checkpoint (latents.routing)
     chunk:   conditions at a time; None: as many as fit `memory` bytes a device
     hold:    bytes (of all devices together) for prefixes kept from the first phase to the second
     mesh:    rows of a batch are sharded over its axis `data`; batches are filled up to a multiple of it
@@ -89,6 +91,7 @@ class Sweeper:
     keep: tuple[str, ...] = KEEP
     record: tuple[str, ...] = ()
     seed: int = 0
+    attention: str = "full"
     compute: Compute = Compute()  # noqa: RUF009
     sources: Mapping[str, Source] = dataclasses.field(default_factory=lambda: SOURCES)
     chunk: int | None = None
@@ -213,6 +216,7 @@ def _manifest(sweeper: Sweeper, prompts, phases, conditions) -> dict:
         "labels": [None if p.labels is None else _ints(p.labels) for p in prompts],
         "seed": sweeper.seed, "letters": list(sweeper.letters), "opening": [list(o) for o in sweeper.opening],
         "keep": list(sweeper.keep), "dtype": str(jnp.dtype(sweeper.compute.dtype)),
+        "attention": sweeper.attention,
     }  # fmt: skip
 
 
@@ -258,7 +262,7 @@ class _Engine:
         batch = {key: self._filled(np.asarray(value)) for key, value in part.load().items()}
         prefix, out = prefill(
             s.graph, self.params, s.place(batch), s.place(self._filled(part.numbers)), compute=s.compute,
-            remember_ids=s.decoding.repetition_penalty != 1, taps=taps,
+            remember_ids=s.decoding.repetition_penalty != 1, taps=taps, blocked=blocked(s.attention),
         )  # fmt: skip
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(prefix))
         if hold and size * (len(self.held) + 1) <= s.hold:

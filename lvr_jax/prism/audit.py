@@ -136,7 +136,7 @@ class Audit:
             subject.graph, subject.params, self.plan(run),
             Decoding(protocol.max_new_tokens, subject.stop, protocol.repetition_penalty),
             letters=self.items.place.ids, opening=self.items.place.opening, seed=s.seed, compute=self.compute,
-            chunk=s.chunk or None, memory=s.memory, mesh=self.mesh, progress=self.progress,
+            attention=subject.attention, chunk=s.chunk or None, memory=s.memory, mesh=self.mesh, progress=self.progress,
         )  # fmt: skip
 
     def _key(self, stages: list[str]) -> str:

@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from lvr_jax.latents import conditions as cond
 from lvr_jax.latents import positions, rollout
+from lvr_jax.latents.routing import blocked
 from lvr_jax.latents.sources import latents_of
 from lvr_jax.latents.sweep import Prompts, Sweeper, prefill, sweep
 from lvr_jax.latents.sweep_files import SweepFiles
@@ -105,6 +106,7 @@ def _manifest(sweeper: Sweeper, prompts: Sequence[Prompts], layers: str, weights
         for p in prompts], "plan": plan, "system": dataclasses.asdict(sweeper.plan.spec),
         "decoding": dataclasses.asdict(sweeper.decoding), "weights": weights, "letters": list(sweeper.letters),
         "opening": [list(o) for o in sweeper.opening], "dtype": str(jnp.dtype(sweeper.compute.dtype)),
+        "attention": sweeper.attention,
     }  # fmt: skip
 
 
@@ -130,6 +132,7 @@ class _Engine:
         prefix, out = prefill(
             s.graph, self.params, s.place(batch), s.place(filled(part.numbers)), compute=s.compute,
             remember_ids=s.decoding.repetition_penalty != 1, taps=("hidden", "merged", *(("states",) if deep else ())),
+            blocked=blocked(s.attention),
         )  # fmt: skip
         condition = cond.stack([cond.clean()], (), len(s.plan.spec.stages), s.latents)
         trace = sweep(

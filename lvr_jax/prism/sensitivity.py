@@ -20,7 +20,9 @@ import numpy as np
 from flax import nnx
 from tqdm import tqdm
 
+from lvr_jax.latents.conditions import ANSWER, LATENT
 from lvr_jax.latents.rollout import Prefix
+from lvr_jax.latents.routing import blocked
 from lvr_jax.latents.sweep import Prompts, Sweeper, prefill
 from lvr_jax.latents.sweep_files import SweepFiles
 from lvr_jax.models.qwen2_5_vl.layers import Compute
@@ -49,6 +51,8 @@ def margins(graph, params, prefix: Prefix, replay: Replay, letters, delta, *, he
     blank = jnp.zeros((text.layers, B, S, text.kv_heads, text.head_width), compute.dtype)
     heads = hasattr(model, "latent_head")
     fed_back = jnp.pad(replay.latent[:, 1:], ((0, 0), (0, 1)))                           # this step's output is fed
+    # By decoded position, the first of which step 1 consumes: latents, and the marker before the first of them.
+    roles = jnp.where(jnp.roll(replay.latent, -1, 1) | jnp.roll(replay.latent, -2, 1), LATENT, ANSWER)
     headed = replay.latent if head_at == "outputs" else fed_back
 
     def read_out(hidden, s):
@@ -60,9 +64,9 @@ def margins(graph, params, prefix: Prefix, replay: Replay, letters, delta, *, he
         word = model.embed(replay.token[:, s - 1])
         x = jnp.where(replay.latent[:, s, None], z.astype(compute.dtype), word.astype(compute.dtype))
         position = jnp.broadcast_to((prefix.next_position + s - 1)[:, None, None], (B, 3, 1))
-        role = jnp.zeros((B, S), jnp.int32)
-        own = Cache(k, v, jnp.where(jnp.arange(S) < s - 1, prefix.segment[:, None], 0), role)
-        tokens = Tokens(position, prefix.segment[:, None], role[:, :1])
+        own = Cache(k, v, jnp.where(jnp.arange(S) < s - 1, prefix.segment[:, None], 0), roles)
+        role = jnp.take_along_axis(roles, jnp.broadcast_to(s - 1, (B, 1)), axis=1)
+        tokens = Tokens(position, prefix.segment[:, None], role, prefix.blocked)
         hidden, new, _ = model.decode(x[:, None], tokens, past=(prefix.cache, own), compute=compute, keep_cache=True)
         hidden = read_out(hidden[:, 0], s)
         write = lambda buffer, value: jax.lax.dynamic_update_slice_in_dim(buffer, value, s - 1, 2)  # noqa: E731
@@ -144,7 +148,8 @@ def _batch(s: Sweeper, items: Items, part: Prompts, trace: dict[str, np.ndarray]
     n, rows = len(part.ids), items.rows
     filled = lambda x: np.concatenate([x, np.repeat(x[:1], rows - n, 0)])  # noqa: E731
     batch = {key: filled(value) for key, value in part.load().items()}
-    prefix, _ = prefill(s.graph, s.params, batch, filled(part.numbers), compute=s.compute, remember_ids=False)
+    prefix, _ = prefill(s.graph, s.params, batch, filled(part.numbers), compute=s.compute, remember_ids=False,
+                        blocked=blocked(s.attention))  # fmt: skip
     # Answers end early: only so many steps are replayed, in a few sizes so that programs are shared.
     steps = min(-(-int(trace["answer_step"].max(initial=0) + 1) // 16) * 16, trace["token"].shape[1])
     offered = np.arange(len(s.letters)) < items.options[items.places(part.ids)][:, None]

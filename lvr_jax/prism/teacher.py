@@ -37,12 +37,13 @@ class Forced:
     valid: np.ndarray
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "compute"))
-def _forward(graph, params, batch, compute: Compute):
+@functools.partial(jax.jit, static_argnames=("graph", "compute", "attention"))
+def _forward(graph, params, batch, compute: Compute, attention: str):
     from flax import nnx
 
     weights = Weights(jnp.float32(0), jnp.float32(0))
-    out = objectives.forward(nnx.merge(graph, params), batch, Objective(), weights, jax.random.key(0), compute)
+    objective = Objective(attention=attention)
+    out = objectives.forward(nnx.merge(graph, params), batch, objective, weights, jax.random.key(0), compute)
     return out["predicted"], out["target"]
 
 
@@ -58,7 +59,7 @@ def run(items: Items, folder, *, count: int, latents: int, compute: Compute, pro
     ids = [[items.ids[wanted[i]] for i in batch.items] for batch in planned]
     files.open({
         MANIFEST_KEY: items.template.name, "items": ids, "latents": latents, "weights": items.subject.weights,
-        "dtype": str(jnp.dtype(compute.dtype)), "stages": _visual(items),
+        "dtype": str(jnp.dtype(compute.dtype)), "attention": items.subject.attention, "stages": _visual(items),
     })  # fmt: skip
     done = 0
     with tqdm(total=len(wanted), unit="item", desc="teacher forcing", disable=not progress) as bar:
@@ -84,7 +85,9 @@ def _visual(items: Items) -> list[str]:
 def _run(items: Items, rows: Sequence[Example], budget, latents: int, compute: Compute) -> dict[str, np.ndarray]:
     filled = [*rows, *[rows[0]] * (items.rows - len(rows))]
     batch = collate([[example] for example in filled], budget, items.geometry)
-    predicted, target = jax.device_get(_forward(items.subject.graph, items.subject.params, batch, compute))
+    predicted, target = jax.device_get(_forward(
+        items.subject.graph, items.subject.params, batch, compute, items.subject.attention
+    ))
     kept = {}
     for number, stage in enumerate(items.template.stages, start=1):
         if stage.box_scale is None:

@@ -13,6 +13,7 @@ from etils import epath
 from lvr_jax import checkpoints
 from lvr_jax.checkpoints.folder import MARKER, copy_files
 from lvr_jax.checkpoints.hugging_face import travelling_files
+from lvr_jax.latents.routing import FIELD
 from lvr_jax.latents.spec import system
 from lvr_jax.training.experiment import Experiment, files_of
 from lvr_jax.training.state import State, join
@@ -27,6 +28,8 @@ def export(experiment: Experiment, state: State, folder: epath.Path) -> None:
     checkpoint, network = experiment.config.init.checkpoint, experiment.network
     fields = {f: experiment.tokenizer.id(token) for f, token in system(experiment.config.system.name).config_ids}
     # The released model class reads these two whatever a checkpoint has.
+    if experiment.config.objective.attention != "full":
+        fields[FIELD] = experiment.config.objective.attention
     fields |= {"lvr_head": network.latent_head != "none", "latent_end_token": network.latent_end_embedding}
     with tempfile.TemporaryDirectory() as files:
         # Every process describes the same checkpoint; the first one's files travel.

@@ -26,7 +26,7 @@ from lvr_jax.data.tokenizers import IM_END
 from lvr_jax.latents import conditions as cond
 from lvr_jax.latents import objectives
 from lvr_jax.latents.decoding import Decoding
-from lvr_jax.latents.objectives import ATTENTION, Weights
+from lvr_jax.latents.objectives import Weights
 from lvr_jax.latents.rollout import Trace, no_bank, prefill, rollout
 from lvr_jax.latents.spec import Plan, plan, system
 from lvr_jax.training.experiment import Experiment
@@ -83,8 +83,7 @@ class HeldOut:
         self.stop = tokenizer.id(IM_END)
         decoding = Decoding(max_new_tokens, (self.stop,))
         overrun = int(np.asarray(self.plan.quota).max(initial=0))
-        clean = dataclasses.replace(cond.clean(), blocked=ATTENTION[recipe.objective.attention])
-        condition = cond.stack([clean], [], len(self.plan.start), max(overrun, 1))
+        condition = cond.stack([cond.clean()], [], len(self.plan.start), max(overrun, 1))
         condition = jax.tree.map(lambda x: x[0], condition)
         blocked = recipe.objective.blocked()
         compute = recipe.compute
