@@ -57,4 +57,5 @@ def get_config(which: str = ""):
     config.gallery = 6
     config.level = 0.95
     config.draws = 10_000               # bootstrap resamples
+    config.report = True                # False: audit only; a later run of several checkpoints writes the report
     return config

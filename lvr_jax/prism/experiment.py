@@ -50,7 +50,8 @@ BAD_INPUT = (
 def run(
     config: Mapping, workdir, *, progress: bool = True, say: Callable[[str], None] = lambda line: None
 ) -> epath.Path:
-    """Audits every checkpoint of the config and writes the report; returns the page. Raises one of BAD_INPUT."""
+    """Audits every checkpoint of the config and writes the report; returns the page, or without a report the folder.
+    Raises one of BAD_INPUT."""
     folders = names(config.checkpoint)
     if not folders:
         raise PrismError("checkpoint: none given, expected one folder or several with commas between them")
@@ -61,6 +62,8 @@ def run(
         audit = prepare(config, settings, folder, label, epath.Path(workdir) / report.slug(label), progress, say)
         audits.append(audit)
         analyses.append(audit.run())
+    if not config.report:
+        return epath.Path(workdir)
     say("report")
     return report.write(audits, analyses, epath.Path(workdir) / "report")
 

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 
 from lvr_jax.checkpoints.errors import disk_full_is_one_line
 from lvr_jax.prism import figures, gallery, page, prose, tables
+from lvr_jax.prism import settings as compared
 from lvr_jax.prism.audit import Audit
 from lvr_jax.prism.corruptions import is_content
 from lvr_jax.prism.paper import load_paper
@@ -37,23 +38,35 @@ METHOD = (
 )
 
 
-def write(audits: Sequence[Audit], analyses: Sequence[Mapping], folder) -> epath.Path:
-    """Writes the whole report into `folder`; returns the page's path. Each file is there completely or not at all."""
+def write(
+    audits: Sequence[Audit], analyses: Sequence[Mapping], folder, *, title: str = "", settings: Sequence[str] = (),
+    lead: Sequence[Table] = (),
+) -> epath.Path:  # fmt: skip
+    """Writes the whole report into `folder`; returns the page's path. Each file is there completely or not at all.
+
+    settings: of each checkpoint, where there are several: they are compared first, and the paper's tables and figures
+    are of the first setting alone. lead: tables that stand before all others.
+    """
     folder, paper = epath.Path(folder), load_paper()
-    shared = figures.of_paper(analyses, paper) | {"sigma-curve": figures.sigma_curve(analyses)}
-    common = tables.of_paper(analyses, paper)
     files = _Files(folder)
+    first, before, across = list(analyses), list(lead), []
+    if len(set(settings)) > 1:
+        first = [a for a, setting in zip(analyses, settings) if setting == settings[0]]
+        before.append(compared.table(analyses, settings))
+        across.append(_picture(files, "settings", compared.figure(analyses, settings), compared.CAPTION))
+    shared = figures.of_paper(first, paper) | {"sigma-curve": figures.sigma_curve(first)}
+    common = tables.of_paper(first, paper)
     shown = [_picture(files, key, figure, figures.CAPTIONS[key]) for key, figure in shared.items() if figure]
     checkpoints = [_checkpoint(files, audit, analysis) for audit, analysis in zip(audits, analyses)]
-    for table in common:
+    for table in (*before, *common):
         files.put(f"tables/{table.key}.csv", table_csv(table))
     files.put("report.json", json.dumps(list(analyses), indent=1) + "\n")
-    first = analyses[0]
+    one = analyses[0]
     html = page.render(
-        title="PRISM: " + ", ".join(a["name"] for a in analyses),
-        subtitle=f"{first['items']} items of {first['benchmark']}, protocol {first['protocol']['name']}; "
-                 f"{len(first['conditions'])} conditions beside the clean pass.",
-        figures=shown, tables=common, checkpoints=checkpoints, method=METHOD,
+        title=title or "PRISM: " + ", ".join(a["name"] for a in analyses),
+        subtitle=f"{one['items']} items of {one['benchmark']}, protocol {one['protocol']['name']}; "
+                 f"{len(one['conditions'])} conditions beside the clean pass.",
+        before=before, across=across, figures=shown, tables=common, checkpoints=checkpoints, method=METHOD,
     )  # fmt: skip
     return files.put("report.html", html)
 

@@ -136,9 +136,9 @@ def _sentence(kind, condition, measure, share, p, sure, n, smallest, no_edge):
         share=f"{share.point:.0%} ({share.low:.0%} to {share.high:.0%})",
         gain=f"{-share.point:.0%} ({-share.high:.0%} to {-share.low:.0%})",
     )
-    text = f"{text[0].upper()}{text[1:]} (Holm p = {p:.2g}, n = {n})."
     if no_edge:
-        text += " The clean run itself is not above chance, so there is nothing to lose."
+        text = "undecided: the clean run itself is not above chance, so there is nothing to lose"
+    text = f"{text[0].upper()}{text[1:]} (Holm p = {p:.2g}, n = {n})."
     if not sure:
         text += " The interval reaches into another verdict: more items are needed to be sure."
     return text + f" With {n} items a loss of accuracy below {100 * smallest:.1f} points would usually go unnoticed."

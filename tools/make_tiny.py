@@ -1,0 +1,148 @@
+"""Makes the checkpoint that ships with the project, lvr_jax/assets/tiny, from nothing.
+
+    python tools/make_tiny.py --workdir runs/tiny --output lvr_jax/assets/tiny
+
+Tokenizer, vision warm-up, then training on digit search by configs/tiny_base.py; a Hugging Face folder with a model
+card that states what was learnt. The same command goes on where it was stopped.
+
+Exit status: 0 done, 1 failed, 2 bad input.
+"""
+
+import argparse
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from absl import logging
+from flax import nnx
+from ml_collections import ConfigDict
+
+# Configs import each other as `configs.NAME`.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from configs import tiny_base
+from lvr_jax.checkpoints import CheckpointError, save_params, to_hf
+from lvr_jax.data.tokenizers import IM_END, ChatTokenizer
+from lvr_jax.evaluation.protocol import protocol
+from lvr_jax.evaluation.runner import load_benchmark, run
+from lvr_jax.evaluation.scoring import Score, summarise
+from lvr_jax.evaluation.subject import open_subject
+from lvr_jax.models.qwen2_5_vl.config import SIZES, Config
+from lvr_jax.models.qwen2_5_vl.model import Qwen2_5_VL
+from lvr_jax.models.qwen2_5_vl.params import shapes
+from lvr_jax.training.loop import TrainingFailed, train
+from tiny.card import card
+from tiny.tokenizer import make_tokenizer
+from tiny.warm_up import warm_up
+
+CONFIG = SIZES["tiny"]
+# Matrices start five times wider than published checkpoints do: 0.1, about the inverse root of the widths here.
+WIDER = 5.0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workdir", type=Path, required=True, help="folder for what is made on the way")
+    parser.add_argument("--output", type=Path, required=True, help="the Hugging Face folder to write")
+    parser.add_argument("--warm-up-steps", type=int, default=2500, metavar="N")
+    parser.add_argument("--steps", type=int, metavar="N", help="of configs/tiny_base.py (default: its own)")
+    parser.add_argument("--seed", type=int, default=1, help="the experiments draw their scenes with seed 0")
+    options = parser.parse_args(arguments)
+    logging.set_verbosity(logging.WARNING)
+    try:
+        make(options)
+    except CheckpointError as error:
+        print(f"make_tiny: {error}", file=sys.stderr)
+        return 2
+    except (KeyboardInterrupt, OSError, TrainingFailed) as error:
+        print(f"make_tiny: {error or 'stopped; the same command goes on from here'}", file=sys.stderr)
+        return 1
+    print(options.output)
+    return 0
+
+
+def make(options: argparse.Namespace) -> None:
+    work = options.workdir
+    seeing = once(work / "warm_up.json", lambda: _warm_up(options))
+    config = tiny_base.get_config()
+    config.seed = config.data.sources.digits.seed = options.seed
+    config.init.checkpoint = str(work / "warm_up")
+    config.steps = options.steps or config.steps
+    training = once(work / "training.json", lambda: _train(config, work / "training"))
+    to_hf(work / "training/export", options.output, dtype=jnp.bfloat16, overwrite=True)
+    scores = evaluate(options.output, work / "digit_search.jsonl")
+    parameters = sum(math.prod(shape) for shape in shapes(CONFIG).values())
+    text = card(config, parameters, seeing, training, scores, os.cpu_count())
+    (options.output / "README.md").write_text(text)
+    print(text)
+
+
+def once(path: Path, stage: Callable[[], dict]) -> dict:
+    """The stage's figures and its seconds: from the file where it is done already."""
+    if not path.exists():
+        start = time.perf_counter()
+        found = stage()
+        found["seconds"] = time.perf_counter() - start
+        path.write_text(json.dumps(found, indent=1) + "\n")
+    return json.loads(path.read_text())
+
+
+def _warm_up(options: argparse.Namespace) -> dict:
+    tokenizer = make_tokenizer()
+    params, found = warm_up(initial(options.seed), CONFIG, tokenizer, steps=options.warm_up_steps)
+    files = options.workdir / "files"
+    write_files(files, tokenizer, CONFIG)
+    save_params(options.workdir / "warm_up", params, CONFIG, files=files, overwrite=True)
+    return found | {"steps": options.warm_up_steps}
+
+
+def _train(config: ConfigDict, workdir: Path) -> dict:
+    outcome = train(config, workdir)
+    if not outcome.finished:
+        raise KeyboardInterrupt
+    return dict(outcome.metrics)
+
+
+def initial(seed: int) -> dict:
+    params = nnx.to_pure_dict(nnx.state(Qwen2_5_VL(nnx.Rngs(seed), CONFIG)))
+    drawn = lambda x: bool((x != 0).any() and (x != 1).any())  # noqa: E731
+    return jax.tree.map(lambda x: WIDER * x if drawn(x) else x, params)
+
+
+def write_files(folder: Path, tokenizer: ChatTokenizer, config: Config) -> None:
+    """What stands around the weights of a Hugging Face checkpoint."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "tokenizer.json").write_text(tokenizer.backend.to_str())
+    end = tokenizer.id(IM_END)
+    for name, fields in {
+        "config.json": config.to_hf() | {"bos_token_id": end, "eos_token_id": end},
+        "generation_config.json": {"do_sample": False, "eos_token_id": [end]},
+        "preprocessor_config.json": {
+            "image_processor_type": "Qwen2VLImageProcessor", "min_pixels": 28 * 28, "max_pixels": 112 * 112,
+            "patch_size": config.vision.patch, "merge_size": config.vision.merge,
+            "temporal_patch_size": config.vision.temporal_patch,
+        },
+        "tokenizer_config.json": {
+            "tokenizer_class": "PreTrainedTokenizerFast", "eos_token": IM_END, "pad_token": "<|endoftext|>",
+            "clean_up_tokenization_spaces": False,
+        },
+    }.items():  # fmt: skip
+        (folder / name).write_text(json.dumps(fields, indent=2) + "\n")
+
+
+def evaluate(folder: Path, results: Path, items: int = 1000) -> list[Score]:
+    """Accuracy, and by kind of question, on scenes whose digits were never trained on."""
+    ways = protocol("clean", max_new_tokens=16)
+    benchmark = load_benchmark("digit_search", None, ways, size=items, split="test")
+    subject = open_subject(folder, system="none", dtype=jnp.float32)
+    return summarise(run(subject, benchmark, ways, results, rows=100).marks(), ["micro"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,99 @@
+"""The paper in miniature, on a laptop, nothing to download: convert, train, evaluate, audit, report.
+
+    python tools/reproduce.py --workdir runs/reproduce
+    python tools/reproduce.py --workdir runs/three_seeds --config.seeds="(0, 1, 2)"
+    python tools/reproduce.py --workdir runs/reproduce --config.only=audit,report
+
+From the tiny checkpoint that ships with the project: the paper's five variants, baselines, and the two controls that
+the paper lacks (configs/reproduce.py says which). What is done is kept: the same command goes on where it was stopped,
+and after a change does again only what depends on it. The result is WORKDIR/report/report.html, one file.
+
+Exit status: 0 done, 1 failed or stopped, 2 bad input.
+"""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+# The report is written here; the work itself is done by processes that choose for themselves.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Configs import each other as `configs.NAME`.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from lvr_jax.prism.experiment import BAD_INPUT
+from study import jobs as study
+from study.summary import headline, write_report
+from study.workers import JobFailed, Stopped, Workers
+
+CONFIG = config_flags.DEFINE_config_file("config", str(study.ROOT / "configs/reproduce.py"), "Config file.",
+                                         lock_config=True)  # fmt: skip
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything that is made.")
+PROGRESS = flags.DEFINE_bool("progress", True, "Show what is going on, and for how long yet.")
+
+
+def main(arguments: list[str]) -> int:
+    logging.set_verbosity(logging.ERROR)
+    try:
+        if len(arguments) > 1:
+            raise ValueError(f"argument {arguments[1]!r}: not expected (see --help)")
+        if not WORKDIR.value:
+            raise ValueError("--workdir: missing, expected a folder for the results")
+        reproduce(CONFIG.value, Path(WORKDIR.value).absolute())
+    except (*BAD_INPUT, ValueError) as error:
+        return _end(error, 2)
+    except (JobFailed, Stopped, OSError) as error:
+        return _end(error, 1)
+    except KeyboardInterrupt:
+        return _end("stopped; the same command goes on from here", 1)
+    return 0
+
+
+def reproduce(config, workdir: Path) -> None:
+    wanted = {stage.strip() for stage in config.only.split(",") if stage.strip()} or {*study.STAGES, "report"}
+    if unknown := wanted - {*study.STAGES, "report"}:
+        raise ValueError(f"only has {sorted(unknown)[0]!r}, expected some of {', '.join(study.STAGES)}, report")
+    began = time.monotonic()
+    every, workers = study.jobs(config, workdir), Workers(workdir, config.workers)
+    todo = [job for job in every if job.stage in wanted]
+    missing = [job for job in todo if not workers.is_done(job)]
+    made = {job.name for job in todo} | {job.name for job in every if workers.is_done(job)}
+    for job in missing:
+        if lacking := set(job.after) - made:
+            raise ValueError(f"only={config.only}: {job.name} needs {sorted(lacking)[0]!r}, which is not done")
+    say(f"{len(todo) - len(missing)} of {len(todo)} jobs are done already; "
+        + (workers.forecast(missing) if missing else "nothing to train or measure"))  # fmt: skip
+    workers.run(todo, PROGRESS.value)
+    if "report" in wanted:
+        say("report")
+        page, table = write_report(config, workdir)
+        print(headline(table))
+        print(f"{page}  ({(time.monotonic() - began) / 60:.1f} minutes)")
+
+
+def say(line: str) -> None:
+    print(f"reproduce: {line}", file=sys.stderr, flush=True)
+
+
+def _end(error: object, status: int) -> int:
+    print(f"reproduce: {str(error).strip()}", file=sys.stderr)
+    return status
+
+
+def parse(arguments: list[str]) -> list[str]:
+    """As absl does it, but a wrong flag is one line, not a traceback."""
+    try:
+        left = flags.FLAGS(arguments)
+        CONFIG.value.keys()
+        return left
+    except (AttributeError, KeyError) as error:
+        sys.exit(_end(f"{error}: the config has no such field to set", 2))
+    except (flags.Error, OSError, TypeError, ValueError) as error:
+        sys.exit(_end(str(error).strip().splitlines()[-1], 2))
+
+
+if __name__ == "__main__":
+    app.run(lambda arguments: sys.exit(main(arguments)), flags_parser=parse)

@@ -1,0 +1,68 @@
+"""What came of the study? One report over all runs, and its headline as a table in the terminal."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from etils import epath
+from ml_collections import ConfigDict
+
+from configs import prism as prism_config
+from lvr_jax.evaluation.results import read_results
+from lvr_jax.evaluation.scoring import summarise
+from lvr_jax.prism import experiment, report
+from lvr_jax.prism.tables import NOTHING, Table, cosine, number, percent, points
+from study.jobs import TEXT_ONLY, Run, prism_settings, runs
+
+# Corruptions in the headline: what takes the latents' content away, and what hands the answer over.
+SHOWN = {"zero": "zeros", "donor": "swapped", "markers_only": "removed", "oracle": "oracle"}
+
+
+def write_report(config: ConfigDict, workdir: Path) -> tuple[epath.Path, Table]:
+    """The page, and the headline. What was audited is read from its folders; nothing is run again."""
+    audits, analyses, settings, rows = [], {}, [], []
+    for run in runs(config, workdir):
+        if run.config not in TEXT_ONLY:
+            audit = _audit(config, run)
+            analyses[run.name] = audit.run()
+            audits.append(audit)
+            settings.append(run.setting)
+        rows.append(_row(run, analyses.get(run.name)))
+    table = Table(
+        "headline", "All runs",
+        f"Accuracy on {config.questions} held-out scenes with 95 % interval (Wilson); on the first {config.audited} of "
+        "them cosine with the visual targets, verdict, and points of accuracy lost or gained under four interventions.",
+        ("run", "setting", "accuracy", "cosine, taught", "cosine, free", *SHOWN.values(), "latents are"), tuple(rows),
+    )  # fmt: skip
+    page = report.write(audits, list(analyses.values()), workdir / "report", title="Cosine misleads, in miniature",
+                        settings=settings, lead=[table])  # fmt: skip
+    return page, table
+
+
+def _audit(config: ConfigDict, run: Run):
+    c = prism_config.get_config()
+    for name, value in prism_settings(config, run).items():
+        *path, last = name.split(".")
+        node = c
+        for part in path:
+            node = node[part]
+        node[last] = str(value) if isinstance(value, Path) else value
+    place = epath.Path(run.folder / "audit" / report.slug(run.name))
+    return experiment.prepare(c, experiment.settings_of(c), c.checkpoint, run.name, place, False, lambda line: None)
+
+
+def _row(run: Run, a: Mapping | None) -> tuple[str, ...]:
+    score = summarise(read_results(run.folder / "digit_search.jsonl").marks(), ["micro"])[0]
+    accuracy = f"{percent(score.value)} [{percent(score.low)}, {percent(score.high)}]"
+    if a is None:
+        return (run.name, run.setting, accuracy, *[NOTHING] * (2 + len(SHOWN)), "not there")
+    stats = {e["name"]: e["stats"] for e in a["conditions"]}
+    moved = [NOTHING if stats.get(name) is None else points(stats[name]["delta"]) for name in SHOWN]
+    kind = a["verdict"]["kind"] if a["verdict"] else "no verdict"
+    return (run.name, run.setting, accuracy, number(cosine(a), 3), number(cosine(a, "free_running"), 3), *moved, kind)
+
+
+def headline(table: Table) -> str:
+    """Columns for a terminal."""
+    lines = [table.columns, *table.rows]
+    widths = [max(len(line[n]) for line in lines) for n in range(len(table.columns))]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths)).rstrip() for line in lines)

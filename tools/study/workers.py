@@ -1,0 +1,202 @@
+"""How do jobs get done on all cores, once, with a forecast that is honest? One process of one thread a core.
+
+A job that is done leaves WORKDIR/jobs/NAME.json with its key; one with another key is done again from nothing, one
+that was killed goes on where its program left off.
+"""
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from study.jobs import ROOT, Job
+
+SHOWN = 15          # lines of a failed job's log
+
+
+class JobFailed(RuntimeError):
+    """A program that ended with an error; the end of what it said."""
+
+
+class Stopped(Exception):
+    """A signal asked the study to end; every job has been told."""
+
+
+@dataclasses.dataclass
+class _Running:
+    job: Job
+    process: subprocess.Popen
+    core: int
+    began: float
+
+
+class Workers:
+    """`run` does what is missing of a list of jobs."""
+
+    def __init__(self, workdir: Path, count: int):
+        self.workdir, self.cores = workdir, _cores(count)
+        self.running: list[_Running] = []
+
+    def run(self, jobs: Sequence[Job], progress: bool = True) -> None:
+        """Raises JobFailed for the first job that fails, Stopped after SIGTERM or Ctrl-C; nothing is left running."""
+        (self.workdir / "jobs").mkdir(parents=True, exist_ok=True)
+        (self.workdir / "logs").mkdir(exist_ok=True)
+        done = {job.name for job in jobs if self.is_done(job)}
+        waiting = [job for job in jobs if job.name not in done]
+        if not waiting:
+            return
+        self._asked = None
+        before = {number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGINT)}
+        bar = tqdm(total=100, unit="%", disable=not progress, bar_format="{desc} {bar} {n:3.0f} % {postfix}")
+        forecast = Forecast(waiting, len(self.cores))
+        try:
+            while waiting or self.running:
+                if self._asked:
+                    raise Stopped(f"stopped by {signal.Signals(self._asked).name}; the same command goes on from here")
+                self._settle(done, forecast)
+                for core in [c for c in self.cores if c not in {r.core for r in self.running}]:
+                    ready = [job for job in waiting if set(job.after) <= done]
+                    if ready:
+                        # Long jobs that others wait for come first, so that no core is idle at the end.
+                        job = max(ready, key=lambda j: _needed(j, waiting))
+                        waiting.remove(job)
+                        self._start(job, core)
+                share, left = forecast.look(done, self.running)
+                bar.n = 100 * share
+                bar.set_description_str(", ".join(r.job.name for r in self.running)[:60] or "done", refresh=False)
+                bar.set_postfix_str(f"about {max(left / 60, 1):.0f} min left", refresh=True)
+                time.sleep(0.2)
+        finally:
+            self._end()
+            bar.close()
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def forecast(self, jobs: Sequence[Job]) -> str:
+        """How long these will take, before anything is known of this machine."""
+        minutes = Forecast(jobs, len(self.cores)).look(set(), [])[1] / 60
+        return f"about {max(minutes, 1):.0f} minutes on {len(self.cores)} cores like those of the forecast"
+
+    def is_done(self, job: Job) -> bool:
+        return self._held(job) == job.key and job.made.exists()
+
+    def _mark(self, job: Job) -> Path:
+        return self.workdir / "jobs" / f"{_slug(job.name)}.json"
+
+    def _held(self, job: Job) -> str | None:
+        """The key under which what exists was made or begun."""
+        try:
+            held = json.loads(self._mark(job).read_text())
+        except (FileNotFoundError, ValueError):         # never begun, or killed in the act of writing
+            return None
+        return held["key"] if held["done"] else f"begun {held['key']}"
+
+    def _write(self, job: Job, **fields) -> None:
+        path = self._mark(job)
+        temporary = path.with_suffix(".partial")
+        temporary.write_text(json.dumps({"key": job.key, **fields}) + "\n")
+        temporary.replace(path)
+
+    def _start(self, job: Job, core: int) -> None:
+        if self._held(job) != f"begun {job.key}":       # made of something else, or not known of what
+            for path in job.made.parent.glob(f"{job.made.name}*"):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        self._write(job, done=False)
+        with open(self.workdir / "logs" / f"{_slug(job.name)}.log", "ab") as log:
+            process = subprocess.Popen(
+                job.command, cwd=ROOT, env=self._environment(), stdout=log, stderr=log, stdin=subprocess.DEVNULL,
+                preexec_fn=lambda: os.sched_setaffinity(0, {core}) if hasattr(os, "sched_setaffinity") else None,
+                start_new_session=True,
+            )  # fmt: skip
+        self.running.append(_Running(job, process, core, time.monotonic()))
+
+    def _settle(self, done: set[str], forecast: "Forecast") -> None:
+        for each in [r for r in self.running if r.process.poll() is not None]:
+            self.running.remove(each)
+            if each.process.returncode:
+                log = self.workdir / "logs" / f"{_slug(each.job.name)}.log"
+                said = log.read_text(errors="replace").replace("\r", "\n").splitlines()[-SHOWN:]
+                raise JobFailed(f"{each.job.name} ended with status {each.process.returncode}; {log} ends:\n"
+                                + "\n".join(said))  # fmt: skip
+            seconds = time.monotonic() - each.began
+            self._write(each.job, done=True, seconds=round(seconds, 1))
+            done.add(each.job.name)
+            forecast.learn(each.job, seconds)
+
+    def _ask(self, number, frame) -> None:
+        self._asked = number
+
+    def _environment(self) -> dict[str, str]:
+        """One thread a process: two processes of one thread each do more than one of two. What one has compiled, the
+        next one loads."""
+        flags = os.environ.get("XLA_FLAGS", "")
+        return {
+            **os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"{flags} --xla_cpu_multi_thread_eigen=false".strip(),
+            "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1",
+            "JAX_COMPILATION_CACHE_DIR": str(self.workdir / "compiled"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
+        }  # fmt: skip
+
+    def _end(self) -> None:
+        for each in self.running:
+            each.process.terminate()
+        for each in self.running:
+            each.process.wait()
+        self.running.clear()
+
+
+class Forecast:
+    """What is left, in seconds: expected seconds of every job, scaled by how long finished ones took."""
+
+    def __init__(self, jobs: Sequence[Job], cores: int):
+        self.jobs, self.cores = tuple(jobs), cores
+        self.expected, self.taken = 1.0, 1.0
+
+    def learn(self, job: Job, seconds: float) -> None:
+        self.expected += job.seconds
+        self.taken += seconds
+
+    def look(self, done: set[str], running: Sequence[_Running]) -> tuple[float, float]:
+        """(share done, seconds left)"""
+        scale = self.taken / self.expected
+        begun = {r.job.name: self._share(r, scale) for r in running}
+        left = {job.name: job.seconds * (1 - begun.get(job.name, 0.0)) for job in self.jobs if job.name not in done}
+        longest = max((_chain(job, self.jobs, left) for job in self.jobs if job.name in left), default=0.0)
+        total = sum(job.seconds for job in self.jobs)
+        return 1 - sum(left.values()) / total, scale * max(sum(left.values()) / self.cores, longest)
+
+    def _share(self, r: _Running, scale: float) -> float:
+        """A training run's steps say how far it is; of other programs only the time is known."""
+        if r.job.steps and r.job.steps[1]:
+            path, steps = r.job.steps
+            numbers = re.findall(rb'"step": (\d+)', path.read_bytes()) if path.exists() else []
+            return int(numbers[-1]) / steps if numbers else 0.0
+        return min((time.monotonic() - r.began) / (scale * r.job.seconds), 0.95)
+
+
+def _needed(job: Job, waiting: Sequence[Job]) -> float:
+    """Seconds of the longest chain of jobs that begins with this one."""
+    return job.seconds + max((_needed(other, waiting) for other in waiting if job.name in other.after), default=0.0)
+
+
+def _chain(job: Job, jobs: Sequence[Job], left: dict[str, float]) -> float:
+    """Seconds left of the longest chain that ends with this job."""
+    before = [_chain(other, jobs, left) for other in jobs if other.name in job.after and other.name in left]
+    return left[job.name] + max(before, default=0.0)
+
+
+def _cores(count: int) -> list[int]:
+    allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    return allowed[:count] if count else allowed
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9_]+", "-", name.lower()).strip("-")
