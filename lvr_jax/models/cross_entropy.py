@@ -92,11 +92,12 @@ def _over_chunks(hidden, kernel, labels, weights, *, chunk, gradient):
     start = (jnp.float32(0), jnp.zeros(kernel.shape, jnp.float32) if gradient else None)
     parts = tuple(_chunks(x, chunk) for x in (hidden, labels, weights))
     (loss, d_kernel), ((losses, correct), d_hidden) = jax.lax.scan(step, start, parts)
-    return loss, _unchunk(losses, T), _unchunk(correct, T), (_unchunk(d_hidden, T), d_kernel) if gradient else None
+    gradients = (_unchunk(d_hidden, T), d_kernel) if gradient else None
+    return loss, _unchunk(losses, T), _unchunk(correct, T), gradients
 
 
 def _summed(run: Callable, axes: tuple[str, ...], scattered: tuple[str, ...], *arguments):
-    """`run` on one device's rows, and what all devices need of it: the sum of losses, of gradients each its own part."""
+    """`run` on one device's rows; then the losses' sum for all devices, and of the gradients' sum to each its part."""
     loss, losses, correct, gradients = run(*arguments)
     if gradients is not None:
         d_hidden, d_kernel = gradients

@@ -1,0 +1,178 @@
+"""Is the program that libtpu makes of a step the one that was meant, and does the tool say what fits?
+
+Needs libtpu, no TPU: `pip install -e '.[tpu]'`, then `pytest -m tpu`.
+"""
+
+import dataclasses
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from aot import hlo, programs, report
+from aot.slices import ENVIRONMENT, Slice
+from lvr_jax.models.qwen2_5_vl import config as networks
+from lvr_jax.training.experiment import Experiment
+from lvr_jax.training.partitioning import make_mesh
+
+pytestmark = [pytest.mark.tpu, pytest.mark.slow]
+ROOT = Path(__file__).parents[2]
+GIB = 2**30
+# Of no weight's size, so that an activation is known by it: tokens, windows and patches of a row.
+T, W = 1920, 136
+P = 64 * W
+QUICK = -1.0
+
+
+@pytest.fixture(scope="module", autouse=True)
+def libtpu():
+    """Set before libtpu is loaded."""
+    before = dict(os.environ)
+    os.environ.update(ENVIRONMENT)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
+def config_of(variant: str = "lvr", size: str = "3b"):
+    c = importlib.import_module(f"configs.{variant}").get_config(size)
+    c.init.checkpoint, c.data.tokenizer = "", "none"
+    return c
+
+
+@pytest.fixture
+def two_layers(monkeypatch):
+    """The 3B network's widths and vocabulary with two layers of each tower, one of them with full attention."""
+    c = networks.SIZES["3b"]
+    short = dataclasses.replace(
+        c, text=dataclasses.replace(c.text, layers=2),
+        vision=dataclasses.replace(c.vision, depth=2, full_attention_layers=(1,)),
+    )  # fmt: skip
+    monkeypatch.setitem(networks.SIZES, "3b", short)
+
+
+def short_step(topology: str, variant: str = "lvr", **mesh) -> tuple[Experiment, report.Compiled]:
+    where = Slice.of(topology)
+    c = config_of(variant)
+    c.data.tokens, c.data.windows, c.data.max_per_row = T, W, 1
+    c.mesh.update(mesh)
+    devices = make_mesh(c.mesh, where.devices)
+    c.rows = devices.shape["data"] * devices.shape["fsdp"]
+    experiment = Experiment.shapes(c, devices)
+    found = report.compiled(programs.train(experiment), devices, QUICK)
+    assert found.fits
+    return experiment, found
+
+
+def test_the_3b_step_moves_weights_and_not_activations(two_layers):
+    experiment, found = short_step("v5e:2x2")
+    moved = hlo.collectives(found.text)
+    floats = [(c.kind, a) for c in moved for a in c.arrays if a.dtype in ("bf16", "f32")]
+    # Rows cross chips where the embedding, whose D is cut, is looked up, and in the gradient of that: each chip gives
+    # and takes as much as one row holds. Nothing else as long as a row moves, and no row is gathered.
+    long = {(kind, a.shape) for kind, a in floats if {T, W, P} & set(a.shape)}
+    assert {kind for kind, _ in long} <= {"all-to-all"}
+    assert all(hlo.Array("bf16", shape).bytes == 2 * T * 2048 for _, shape in long)
+    gathered = {a.shape for kind, a in floats if kind == "all-gather"}
+    assert (151936, 2048) in gathered, "the unembedding is gathered once for all chunks of the loss"
+    assert sum(c.times for c in moved for a in c.arrays if (151936, 2048) == a.shape and c.kind == "all-gather") == 1
+    # The frozen tower is cut like the rest: what a chip holds of it is a quarter.
+    tower = programs.shardings(experiment.like.frozen, [tuple(r) for r in experiment.config.sharding], experiment.mesh)
+    for where in (tower["vision"]["blocks"]["qkv"], tower["vision"]["merger"]["out"]):
+        assert "fsdp" in where.spec
+
+
+def test_the_3b_step_holds_no_logits_of_a_row_and_no_scores_of_a_sequence(two_layers):
+    _, found = short_step("v5e:2x2")
+    V, chunk = networks.SIZES["3b"].text.vocab, 256
+    arrays = hlo.arrays(found.text)
+    weights = {2048, 512}
+    logits = {a.shape for a in arrays if V in a.shape and a.dtype == "f32" and not weights & set(a.shape)}
+    assert logits and max(hlo.Array("f32", shape).bytes for shape in logits) == 4 * chunk * V
+    scores = {a.shape for a in arrays if sum(n in (T, P) for n in a.shape) > 1}
+    assert not scores, "attention is splash: scores exist in its blocks only"
+    windows = {a.shape for a in arrays if a.shape[-2:] == (64, 64) and W in a.shape}
+    assert windows, "window layers are one dense batch of 64 x 64 scores"
+
+
+def test_splash_attention_is_in_the_program_at_both_head_widths(two_layers):
+    _, found = short_step("v5e:2x2")
+    kernels = [line for line in found.text.splitlines() if "tpu_custom_call" in line]
+    shapes = [a.shape for line in kernels for a in hlo.arrays(line)]
+    assert any(shape[-2:] == (T, 128) for shape in shapes), "decoder, 128 wide"
+    assert any(shape[-2:] == (P, 80) for shape in shapes), "tower, 80 wide"
+    ids = [shape for line in kernels for a in hlo.arrays(line) if a.dtype == "s32" for shape in [a.shape]]
+    assert any(T in shape for shape in ids) and any(P in shape for shape in ids), "with segment ids"
+
+
+def test_between_slices_only_gradients_travel(two_layers):
+    """Two slices that a data-centre network joins: weights are gathered within each."""
+    experiment, found = short_step("v5e:2x2*2", data=2)
+    slices = [{getattr(d, "slice_index", 0) for d in part.flat} for part in experiment.mesh.devices]
+    assert slices == [{0}, {1}]
+    across = [line for line in found.text.splitlines() if "channel_id" in line and "{'axis_0'" in line]
+    kinds = {kind for line in across for kind in hlo.KINDS if f" {kind}(" in line or f" {kind}-start(" in line}
+    assert kinds == {"all-reduce"}
+
+
+@pytest.mark.parametrize("topology, bound", [("v5e:4x4", 15.0), ("v6e:4x4", 30.0)])
+def test_the_3b_step_of_the_baseline_fits(topology, bound):
+    """All layers, 64 rows of 16,384 tokens."""
+    where = Slice.of(topology)
+    c = config_of()
+    c.accumulate = 4
+    mesh = make_mesh(c.mesh, where.devices)
+    found = report.compiled(programs.train(Experiment.shapes(c, mesh)), mesh, QUICK)
+    assert found.fits and found.total <= bound * GIB < where.memory
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(ROOT / "tools/compile_check.py"), *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
+
+
+TINY = ("--config", "configs/lvr.py:tiny", "--effort=-1", "--config.compute.attention=xla")
+
+
+def test_every_program_of_a_small_network_is_a_row(tmp_path):
+    rows = tmp_path / "rows.json"
+    done = run(*TINY, "--topology", "v5e:2x2", "--what", "train,prefill,sweep", "--items=4", "--prompt=256",
+               "--conditions=4", "--new_tokens=8", "--json", str(rows))  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads(rows.read_text())
+    assert [r["program"] for r in found] == ["train", "prefill", "sweep"] and all(r["fits"] for r in found)
+    assert found[0]["slice"] == "v5e-4" and found[0]["model_flops"] > 0 and found[0]["collectives"]
+    assert set(found[0]["versions"]) == {"jax", "libtpu"}
+    again = run("--show", str(rows))
+    assert again.stdout == done.stdout and again.stdout.count("\n") == 5
+    # The command of a row makes that row.
+    once_more = subprocess.run(found[0]["command"].split(), cwd=ROOT, capture_output=True, text=True)
+    assert once_more.stdout.splitlines()[2].split("|")[:12] == done.stdout.splitlines()[2].split("|")[:12]
+
+
+def test_what_does_not_fit_has_status_one():
+    done = run("--config", "configs/lvr.py:72b", "--topology", "v5e:2x2", "--effort=-1", "--config.data.tokens=2048",
+               "--config.data.windows=144", "--config.data.max_per_row=1", "--config.rows=4")  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    assert "| no " in done.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("--topology", "v99:4x4"), "topology 'v99:4x4': "),
+        (("--topology", "v5e-16"), "expected GENERATION:AxB[xC]"),
+        (("--topology", "v5e:2x2", "--what", "decode"), "--what 'decode', expected some of train, prefill, sweep"),
+        (("--topology", "v5e:2x2", "--config.rows=6"), "rows = 6: expected a multiple"),
+        (("--topology", "v5e:2x2*2"), "expected data to be a multiple of the 2 slices"),
+        ((), "expected --config FILE[:SIZE] and --topology NAME"),
+    ],
+)
+def test_bad_input_is_one_line_with_status_two(arguments, message):
+    done = run(*TINY, *arguments)
+    assert done.returncode == 2 and message in done.stderr
+    assert done.stderr.count("\n") == 1 and done.stderr.startswith("compile_check: ")

@@ -1,0 +1,1 @@
+"""Ahead-of-time compilation for TPUs that are not here: slices, programs, what a compiled program takes."""

@@ -1,0 +1,129 @@
+"""Compiles an experiment for TPU slices that are not here: does it fit, what does it hold, what does it move?
+
+    python tools/compile_check.py --config configs/lvr.py:3b --topology v5e:4x4 --topology v6e:4x4
+    python tools/compile_check.py --config configs/lvr.py:7b --topology v5e:2x4 --what prefill,sweep \\
+        --config.mesh.fsdp=1 --config.mesh.data=2 --config.mesh.tensor=4
+
+Needs libtpu (pip install -e '.[tpu]'), no TPU, no weights and no tokenizer: shapes come from the checkpoint's
+config.json, or, where that is not here, from the published size. Any field of the config is an override; what an item
+of a sweep is, the flags say. `--search` finds the most rows that fit, by compiling. `--json FILE` adds the records to
+those in FILE; `--show FILE` prints such a file. Memory is the compiler's plan, FLOPs are counted analytically
+(lvr_jax.training.flops); nothing here is a speed.
+
+Exit status: 0 everything fits; 1 something does not; 2 bad input.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from aot.slices import ENVIRONMENT, SliceError
+
+for _name, _value in ENVIRONMENT.items():       # before JAX is imported
+    os.environ.setdefault(_name, _value)
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))      # configs import each other as `configs.NAME`
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "Config file and size: configs/lvr.py:3b.", lock_config=True)
+TOPOLOGY = flags.DEFINE_multi_string("topology", [], "A slice as libtpu calls it: v5e:4x4, v5p:2x2x4, v6e:8x8*2.")
+WHAT = flags.DEFINE_list("what", ["train"], "Programs: train, prefill, sweep.")
+ITEMS = flags.DEFINE_integer("items", 8, "Sweep: items a batch.")
+PROMPT = flags.DEFINE_integer("prompt", 4096, "Sweep: tokens of a prompt, image included.")
+CONDITIONS = flags.DEFINE_integer("conditions", 64, "Sweep: conditions at a time.")
+NEW_TOKENS = flags.DEFINE_integer("new_tokens", 64, "Sweep: longest answer.")
+SEARCH = flags.DEFINE_bool("search", False, "Find the most rows (items) that fit.")
+EFFORT = flags.DEFINE_float("effort", 0.0, "Of the compiler, -1 to 1; -1 is several times faster, overlaps less.")
+JSON = flags.DEFINE_string("json", None, "File that the records are added to.")
+SHOW = flags.DEFINE_string("show", None, "Print the table of such a file and do nothing else.")
+PROGRAMS = ("train", "prefill", "sweep")
+
+
+def parse(arguments: list[str]) -> list[str]:
+    """absl's own parser ends with status 1 and a page of help; a wrong flag is bad input like any other."""
+    try:
+        left = flags.FLAGS(arguments)
+        if CONFIG.value is not None:
+            CONFIG.value.keys()     # a file that could not be loaded says so only now
+        return left
+    except (AttributeError, KeyError) as error:
+        message = f"the config has no field {error}"
+    except (flags.Error, OSError, TypeError, ValueError) as error:
+        message = str(error).strip().splitlines()[-1].strip()
+    print(f"compile_check: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def main(arguments: list[str]) -> int:
+    from lvr_jax.checkpoints import CheckpointError
+    from lvr_jax.data.sample import DataError
+    from lvr_jax.latents.spec import SpecError
+    from lvr_jax.models.attention import AttentionError
+    from lvr_jax.models.qwen2_5_vl.config import ConfigError
+    from lvr_jax.training.experiment import ConfigFieldError
+    from lvr_jax.training.partitioning import MeshError
+
+    try:
+        if SHOW.value is not None:
+            from aot.report import table
+
+            print(table(json.loads(Path(SHOW.value).read_text())))
+            return 0
+        rows = _checked(arguments)
+    except (
+        AttentionError, CheckpointError, ConfigError, ConfigFieldError, DataError, MeshError, OSError, SliceError,
+        SpecError,
+    ) as error:  # fmt: skip
+        print(f"compile_check: {error}", file=sys.stderr)
+        return 2
+    return 0 if all(row["fits"] for row in rows) else 1
+
+
+def _checked(arguments: list[str]) -> list[dict]:
+    from aot.check import Check
+    from aot.programs import Asked
+    from aot.report import table
+    from aot.slices import Slice
+    from lvr_jax.training.experiment import ConfigFieldError
+
+    if arguments[1:]:
+        raise ConfigFieldError(f"argument {arguments[1]!r} is not a flag; see --help")
+    if CONFIG.value is None or not TOPOLOGY.value:
+        raise ConfigFieldError("expected --config FILE[:SIZE] and --topology NAME; see --help")
+    if unknown := set(WHAT.value) - set(PROGRAMS):
+        raise ConfigFieldError(f"--what {sorted(unknown)[0]!r}, expected some of {', '.join(PROGRAMS)}")
+    asked = Asked(ITEMS.value, PROMPT.value, CONDITIONS.value, NEW_TOKENS.value)
+    rows = []
+    for where in [Slice.of(name) for name in TOPOLOGY.value]:
+        for row in Check.of(CONFIG.value, where, asked, EFFORT.value).rows(WHAT.value, SEARCH.value):
+            row["command"] = "python tools/compile_check.py " + " ".join(_said(where.name, row["program"]))
+            rows.append(row)
+            if JSON.value:
+                _add(Path(JSON.value), row)
+    print(table(rows))
+    return rows
+
+
+def _said(topology: str, program: str) -> list[str]:
+    """The flags that make this one row again."""
+    skip = ("--topology", "--what", "--json")
+    said, left = [], iter(sys.argv[1:])
+    for each in left:
+        name, equals, _ = each.partition("=")
+        value = [] if equals or not name.startswith("--") or name in ("--search", "--nosearch") else [next(left, "")]
+        if name not in skip:
+            said += [each, *value]
+    return [*said, "--topology", topology, *([] if program == "train" else ["--what", program])]
+
+
+def _add(path: Path, row: dict) -> None:
+    """Replaces the record of the same command, if there is one."""
+    held = json.loads(path.read_text()) if path.exists() else []
+    held = [each for each in held if each["command"] != row["command"]] + [row]
+    path.write_text(json.dumps(held, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse)
