@@ -11,6 +11,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 COORDINATOR, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
+# Set by tools/launch_tpu.sh on a TPU VM of several hosts: its metadata server knows them, its environment does not.
+SEVERAL_HOSTS = "JAX_DISTRIBUTED"
 
 
 class DistributedError(ValueError):
@@ -21,8 +23,9 @@ def initialize(environment: Mapping[str, str] = os.environ) -> bool:
     """Joins the other processes of the run, if there are any; True if so. Before anything touches a device.
 
     By hand: JAX_COORDINATOR_ADDRESS=host:port, JAX_NUM_PROCESSES and JAX_PROCESS_ID in every process. On a TPU pod
-    (several hosts in TPU_WORKER_HOSTNAMES, or a multi-slice coordinator) and under SLURM, JAX finds out by itself. A
-    single host starts nothing: `jax.distributed.initialize` would wait there for others (jax issue 22436).
+    (JAX_DISTRIBUTED=1, several hosts in TPU_WORKER_HOSTNAMES, or a multi-slice coordinator) and under SLURM, JAX finds
+    out by itself. A single host starts nothing: `jax.distributed.initialize` would wait there for others (jax issue
+    22436).
     """
     if COORDINATOR in environment:
         try:
@@ -35,6 +38,7 @@ def initialize(environment: Mapping[str, str] = os.environ) -> bool:
         jax.distributed.initialize(environment[COORDINATOR], count, index)
         return True
     pod = "," in environment.get("TPU_WORKER_HOSTNAMES", "") or "MEGASCALE_COORDINATOR_ADDRESS" in environment
+    pod = pod or environment.get(SEVERAL_HOSTS) == "1"
     if pod or int(environment.get("SLURM_NTASKS", 1)) > 1:
         jax.distributed.initialize()
         return True
