@@ -1,4 +1,4 @@
-"""Which kernel computes this attention? The one door to attention kernels: xla | splash (TPU) | cudnn (GPU).
+"""Which kernel computes this attention? The one door to them: xla, blocks (CPU), splash (TPU), cudnn (GPU).
 
 Queries attend to one or more `Keys`: the tokens of the pass itself and, when decoding, cached ones. Scores over all
 of them share one softmax, so a cache that many rollouts have in common is read in place and never copied. Grouped
@@ -17,10 +17,11 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from lvr_jax.models.blockwise_attention import blockwise_attention
 from lvr_jax.models.placement import HEADS, ambient, row_axes
 from lvr_jax.models.precision import wide
 
-IMPLEMENTATIONS = ("xla", "splash", "cudnn")
+IMPLEMENTATIONS = ("xla", "blocks", "splash", "cudnn")
 
 # Scores held at once, 256 MiB in fp32 (a backward pass holds five times as much). One image of 20,480 patches and 16
 # heads has 26 GB of them.
@@ -83,8 +84,9 @@ def attention(
 ) -> tuple[jax.Array, jax.Array | None]:
     """Scaled dot-product attention over all of `keys`.
 
-    Returns ([B, T, N, H], attention weights [B, N, T, sum of S] if asked for, else None). `splash` and `cudnn` take
-    one `Keys` without roles; anything else raises AttentionError. A query that sees nothing returns zeros.
+    Returns ([B, T, N, H], attention weights [B, N, T, sum of S] if asked for, else None). `blocks`, `splash` and
+    `cudnn` take one `Keys`, the last two without roles; anything else raises AttentionError. A query that sees nothing
+    returns zeros.
     """
     if implementation not in IMPLEMENTATIONS:
         raise AttentionError(f"attention implementation {implementation!r}, expected one of {list(IMPLEMENTATIONS)}")
@@ -94,6 +96,9 @@ def attention(
         raise AttentionError(f"{implementation} attention does not return weights; use implementation='xla'")
     if len(keys) != 1:
         raise AttentionError(f"{implementation} attention takes the pass's own keys only, not a cache; use 'xla'")
+    if implementation == "blocks":
+        kernel = functools.partial(blockwise_attention, causal=keys[0].causal)
+        return _on_each_device(kernel, queries.q, keys[0].k, keys[0].v, visible(queries, keys[0])), None
     if queries.blocked is not None:
         raise AttentionError(f"{implementation} attention cannot express a mask by roles; use implementation='xla'")
     kernel = {"splash": _splash, "cudnn": _cudnn}[implementation]
@@ -152,11 +157,12 @@ def _splash(queries: Queries, keys: Keys, interpret: bool = False) -> jax.Array:
     return _on_each_device(kernel, queries.q, keys.k, keys.v, queries.segment, keys.segment)
 
 
-def _on_each_device(kernel: Callable, q, k, v, q_segment, k_segment) -> jax.Array:
-    """A Pallas kernel over the ambient mesh: the partitioner cannot look into it, so it is told what to cut."""
+def _on_each_device(kernel: Callable, q, k, v, *of_rows) -> jax.Array:
+    """A kernel over the ambient mesh: the partitioner cannot look into it, so it is told what to cut. of_rows: more
+    arguments, each [B, ...]."""
     mesh, N, K = ambient(), q.shape[2], k.shape[2]
     if mesh.empty:
-        return kernel(q, k, v, q_segment, k_segment)
+        return kernel(q, k, v, *of_rows)
     devices = mesh.shape.get(HEADS, 1)
     if K % devices and devices % K == 0 and N % devices == 0:
         # More devices than key/value heads: each device gets the one that its queries share.
@@ -164,8 +170,8 @@ def _on_each_device(kernel: Callable, q, k, v, q_segment, k_segment) -> jax.Arra
     cut = HEADS if HEADS in mesh.axis_names and k.shape[2] % devices == 0 else None
     heads, rows = PartitionSpec(row_axes(), None, cut), PartitionSpec(row_axes())
     return jax.shard_map(
-        kernel, in_specs=(heads, heads, heads, rows, rows), out_specs=heads, check_vma=False
-    )(q, k, v, q_segment, k_segment)  # fmt: skip
+        kernel, in_specs=(heads, heads, heads, *[rows] * len(of_rows)), out_specs=heads, check_vma=False
+    )(q, k, v, *of_rows)  # fmt: skip
 
 
 def _splash_on_device(q, k, v, q_segment, k_segment, *, causal: bool, block: int, interpret: bool) -> jax.Array:

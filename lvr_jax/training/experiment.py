@@ -65,13 +65,13 @@ def _schedule(name: str, fields: Mapping, steps: int) -> Points:
 
 
 def compute_of(fields: Mapping, objective: Objective, aligned: bool, platform: str) -> Compute:
-    """`auto` is bf16 on accelerators and fp32 on CPUs; splash on TPUs where the mask allows it."""
+    """`auto` is bf16 on accelerators and fp32 on CPUs; splash on TPUs where the mask allows it, blocks on CPUs."""
     dtype, attention, remat = fields["dtype"], fields["attention"], fields["remat"]
     if dtype == "auto":
         dtype = "float32" if platform == "cpu" else "bfloat16"
     if attention == "auto":
         plain = objective.attention == "full" and not aligned
-        attention = "splash" if platform == "tpu" and plain else "xla"
+        attention = "blocks" if platform == "cpu" else "splash" if platform == "tpu" and plain else "xla"
     for name, value, allowed in (
         ("dtype", dtype, ("float32", "bfloat16")), ("attention", attention, IMPLEMENTATIONS), ("remat", remat, REMAT)
     ):  # fmt: skip

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -151,6 +152,33 @@ def test_a_long_image_never_holds_all_its_scores():
     assert step.memory_analysis().temp_size_in_bytes < 8 * 4 * door.MAX_SCORES
 
 
+@pytest.mark.parametrize("T, causal, roles", [(300, True, None), (300, False, 3), (520, True, 3)])
+def test_blocks_equal_xla_in_values_and_gradients(T, causal, roles):
+    """Grouped queries, packed segments, roles, a query that sees nothing, several blocks with a shorter last one."""
+    rng = np.random.default_rng(9)
+    blocked = None if roles is None else jnp.array(rng.random((3, 3)) < 0.3)
+    queries = random_queries(rng, 2, T, 4, 8, roles=roles, blocked=blocked)
+    queries = dataclasses.replace(queries, segment=queries.segment.at[0, 2].set(9))
+    keys = random_keys(rng, 2, T, 2, 8, roles=roles, causal=causal)
+    blocks, xla = (lambda q, k, name=name: door.attention(q, k, implementation=name)[0] for name in ("blocks", "xla"))
+    out = attention(queries, keys, implementation="blocks")[0]
+    assert distance(out, attention(queries, keys)[0]) <= FP32
+    assert not out[0, 2].any()
+    for a, b in zip(*(jax.tree.leaves(gradients(f, queries, keys)) for f in (blocks, xla))):
+        assert distance(a, b) <= FP32
+
+
+def test_blocks_hold_no_scores_of_a_whole_row():
+    q, kv = (jax.ShapeDtypeStruct((1, 2048, n, 8), jnp.float32) for n in (4, 2))
+    segment = jax.ShapeDtypeStruct((1, 2048), jnp.int32)
+
+    def loss(q, k, v, segment):
+        return door.attention(Queries(q, segment), Keys(k, v, segment, causal=True), implementation="blocks")[0].sum()
+
+    text = str(jax.make_jaxpr(jax.grad(loss, argnums=(0, 1, 2)))(q, kv, kv, segment))
+    assert "f32[2,2,512,512]" in text and not re.search(r"f32\[[^]]*2048,2048\]", text)
+
+
 def splash_arguments(T, N, K, H, causal, rng):
     """Padded, packed rows: segments 1, 2, then padding, of different lengths in each row."""
     cuts = np.array([[T // 3, T - 20], [T // 2, T - 1]])
@@ -180,6 +208,7 @@ def test_splash_equals_xla_in_values_and_gradients(T, N, K, H, causal):
         ({"implementation": "flash"}, "attention implementation 'flash', expected one of"),
         ({"weights": True}, "splash attention does not return weights; use implementation='xla'"),
         ({"implementation": "cudnn", "weights": True}, "cudnn attention does not return weights"),
+        ({"implementation": "blocks", "cache": True}, "blocks attention takes the pass's own keys only, not a cache"),
         ({"cache": True}, "splash attention takes the pass's own keys only, not a cache"),
         ({"roles": True}, "splash attention cannot express a mask by roles"),
         ({"T": 100}, "splash attention needs lengths that are multiples of 128, got 100 queries and 100 keys"),
