@@ -44,6 +44,7 @@ from tiny.warm_up import warm_up
 CONFIG = SIZES["tiny"]
 # Matrices start five times wider than published checkpoints do: 0.1, about the inverse root of the widths here.
 WIDER = 5.0
+ITEMS = 1000        # held-out scenes for the card
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -136,10 +137,10 @@ def write_files(folder: Path, tokenizer: ChatTokenizer, config: Config) -> None:
         (folder / name).write_text(json.dumps(fields, indent=2) + "\n")
 
 
-def evaluate(folder: Path, results: Path, items: int = 1000) -> list[Score]:
+def evaluate(folder: Path, results: Path) -> list[Score]:
     """Accuracy, and by kind of question, on scenes whose digits were never trained on."""
     ways = protocol("clean", max_new_tokens=16)
-    benchmark = load_benchmark("digit_search", None, ways, size=items, split="test")
+    benchmark = load_benchmark("digit_search", None, ways, size=ITEMS, split="test")
     subject = open_subject(folder, system="none", dtype=jnp.float32)
     return summarise(run(subject, benchmark, ways, results, rows=100).marks(), ["micro"])
 

@@ -29,7 +29,7 @@ from study import jobs as study
 from study.summary import headline, write_report
 from study.workers import JobFailed, Stopped, Workers
 
-CONFIG = config_flags.DEFINE_config_file("config", str(study.ROOT / "configs/reproduce.py"), "Config file.",
+CONFIG = config_flags.DEFINE_config_file("config", None, "Config file (default: configs/reproduce.py).",
                                          lock_config=True)  # fmt: skip
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything that is made.")
 PROGRESS = flags.DEFINE_bool("progress", True, "Show what is going on, and for how long yet.")
@@ -85,6 +85,9 @@ def _end(error: object, status: int) -> int:
 
 def parse(arguments: list[str]) -> list[str]:
     """As absl does it, but a wrong flag is one line, not a traceback."""
+    if not any(argument.split("=")[0] in ("--config", "-config") for argument in arguments):
+        # Not as the flag's default, which absl would read before it can be asked to say in one line what is wrong.
+        arguments = [arguments[0], f"--config={study.ROOT / 'configs/reproduce.py'}", *arguments[1:]]
     try:
         left = flags.FLAGS(arguments)
         CONFIG.value.keys()

@@ -48,7 +48,7 @@ def quick():
     with pytest.MonkeyPatch.context() as patch:
         for module, function in ((generation, generation.answer), (likelihood, likelihood.score)):
             named = inspect.signature(function).parameters
-            static = [name for name in ("decoding", "steps", "compute") if name in named]
+            static = [name for name in ("decoding", "steps", "compute", "attention") if name in named]
             jitted = jax.jit(function, static_argnums=0, static_argnames=static, compiler_options=QUICK)
             patch.setattr(module, "program", jitted)
         yield
@@ -215,7 +215,7 @@ import os, signal, sys
 sys.path[:0] = [{tests!r}]
 import jax, test_runner as t
 from lvr_jax.evaluation import generation
-generation.program = jax.jit(generation.answer, static_argnums=0, static_argnames=("decoding", "steps", "compute"),
+generation.program = jax.jit(generation.answer, static_argnums=0, static_argnames=("decoding", "steps", "compute", "attention"),
                              compiler_options=t.QUICK)
 read, calls = generation.Generation.read, []
 def read_and_die(self, *arguments):

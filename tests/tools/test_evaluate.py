@@ -31,7 +31,7 @@ SHORT = (*SEARCH, "--protocol.max_new_tokens=12", "--budget", "3")
 def quick():
     """Programs of tests are compiled quickly, not well."""
     with pytest.MonkeyPatch.context() as patch:
-        static = ("decoding", "steps", "compute")
+        static = ("decoding", "steps", "compute", "attention")
         patch.setattr(generation, "program", jax.jit(
             generation.answer, static_argnums=0, static_argnames=static, compiler_options=QUICK
         ))

@@ -94,10 +94,11 @@ class _Study:
     def _training(self, run: Run) -> Job:
         c = self.config
         # Five checkpoints a run, so that D-LVR can fork the baseline at three fifths.
+        steps = 0 if run.config == "base" else c.train.steps
         settings = {
-            "init.checkpoint": self.base, "seed": run.seed, "steps": 0 if run.config == "base" else c.train.steps,
+            "init.checkpoint": self.base, "seed": run.seed, "steps": steps,
             "rows": c.train.rows, "data.tokens": c.train.tokens, "data.max_per_row": c.train.max_per_row,
-            "checkpoint.every": max(c.train.steps // 5, 1), "held_out.every": 0, "log.progress": False,
+            "checkpoint.every": max(steps // 5, 1), "held_out.every": 0, "log.progress": False,
             "log.tensorboard": False, "compilation_cache": self.workdir / "compiled",
         }  # fmt: skip
         after = ["convert"]
@@ -106,12 +107,14 @@ class _Study:
             parent = dataclasses.replace(run, config="lvr", folder=folder)
             settings["init.fork_from"] = parent.folder / "train"
             after.append(f"train {parent.name}")
+            if after[-1] not in self.keys:
+                raise ValueError(f"runs.{run.setting} names d_lvr before lvr, expected lvr first: it is forked from it")
         place = run.folder / "train"
         command = ["train.py", "--config", f"configs/{run.config}.py:tiny", "--workdir", place, *_flags(settings)]
         share = 0.4 if run.config == "d_lvr" else 1.0
-        seconds = settings["steps"] * c.seconds.step * share
+        seconds = steps * c.seconds.step * share
         return self._job(
-            f"train {run.name}", "train", command, after, place, seconds, (place / "metrics.jsonl", settings["steps"])
+            f"train {run.name}", "train", command, after, place, seconds, (place / "metrics.jsonl", steps)
         )
 
     def _evaluation(self, run: Run) -> Job:

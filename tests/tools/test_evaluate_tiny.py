@@ -1,0 +1,72 @@
+"""Is an evaluation of the shipped checkpoint the same however it is run: rows a batch, devices, killed and gone on?"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from lvr_jax.evaluation.results import read_results
+
+ROOT = Path(__file__).resolve().parents[2]
+ITEMS = 24
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return tmp_path_factory.mktemp("tiny")
+
+
+def start(place: Path, output: Path, rows: int, devices: int = 1) -> subprocess.Popen:
+    environment = {
+        **os.environ, "JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(place / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0",
+    }  # fmt: skip
+    command = [
+        sys.executable, ROOT / "tools/evaluate.py", "--checkpoint", ROOT / "lvr_jax/assets/tiny", "--system", "none",
+        "--benchmark", "digit_search", f"--benchmark.size={ITEMS}", "--benchmark.split=test",
+        "--protocol.max_new_tokens=16", "--batch", rows, "--output", output,
+    ]  # fmt: skip
+    return subprocess.Popen(
+        list(map(str, command)), env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def items(output: Path) -> list[tuple]:
+    return [(i.id, i.reply, i.parsed, i.correct, i.latents_fed) for i in read_results(output).items]
+
+
+@pytest.fixture(scope="module")
+def three_rows(place):
+    process = start(place, place / "three.jsonl", 3)
+    assert process.wait(300) == 0, process.stderr.read()
+    return place / "three.jsonl"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rows, devices", [(1, 1), (8, 1), (8, 8)])
+def test_rows_and_devices_change_no_item(place, three_rows, rows, devices):
+    output = place / f"{rows}-{devices}.jsonl"
+    process = start(place, output, rows, devices)
+    assert process.wait(300) == 0, process.stderr.read()
+    assert items(output) == items(three_rows)
+    assert sum(correct for *_, correct, _ in items(output)) > ITEMS / 2, "it knows its task"
+
+
+@pytest.mark.slow
+def test_killed_and_gone_on_with_the_file_is_the_same(place, three_rows):
+    output = place / "killed.jsonl"
+    for lines in (4, 13):       # header and some items
+        process = start(place, output, 3)
+        parts = lambda: list(place.glob("killed.jsonl.part*"))  # noqa: E731
+        while process.poll() is None and not (parts() and len(parts()[0].read_text().splitlines()) >= lines):
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    process = start(place, output, 3)
+    assert process.wait(300) == 0, process.stderr.read()
+    assert output.read_bytes() == three_rows.read_bytes()

@@ -1,0 +1,71 @@
+"""Is the tiny checkpoint made as its card says, and can making it be stopped?"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lvr_jax.data.boxes import box_to_tokens
+from lvr_jax.data.digit_pictures import COLOUR_NAMES
+from lvr_jax.data.digit_scenes import DigitSearch
+from lvr_jax.models.qwen2_5_vl.config import SIZES
+from tiny import warm_up
+from tiny.tokenizer import SPECIAL, make_tokenizer
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_every_token_is_told_what_lies_mostly_in_it():
+    """Labels against the ink itself: a digit's pixels, counted cell by cell."""
+    scenes, seen = DigitSearch(200, seed=3, noise=0), 0
+    for index in range(200):
+        scene = scenes.scene(index)
+        digit, colour = warm_up.labels(scene)
+        for n in range(len(scene.classes)):
+            cells = box_to_tokens(scene.normalised(n), np.array([1, 8, 8]))
+            here = [c for c in cells if digit[c] == scene.classes[n] and colour[c] == scene.colours[n]]
+            seen += bool(here)
+        empty = np.setdiff1d(
+            np.arange(16), np.concatenate([box_to_tokens(scene.normalised(n), np.array([1, 8, 8])) for n in range(4)])
+        )
+        assert (digit[empty] == warm_up.NOTHING).all() and (colour[empty] == warm_up.NOTHING).all()
+        assert ((digit >= 0) == (colour >= 0)).all()
+    assert seen > 790, "of 800 digits all but a few, whose tokens a neighbour has, are named somewhere"
+
+
+def test_words_of_the_scenes_are_single_tokens_and_ids_are_those_of_the_config():
+    tokenizer, config = make_tokenizer(), SIZES["tiny"]
+    for word in (*COLOUR_NAMES, *warm_up.DIGITS, *(f" {c}" for c in COLOUR_NAMES)):
+        assert len(tokenizer.encode(word)) == 1, word
+    assert tokenizer.id("<|image_pad|>") == config.image_token_id
+    assert tokenizer.id("<|video_pad|>") == config.video_token_id
+    assert tokenizer.id("<|vision_start|>") == config.vision_start_token_id
+    assert len(tokenizer) <= config.text.vocab
+    assert [tokenizer.id(t) for t in SPECIAL] == list(range(380, 394)), "Qwen2.5's order"
+    text = "Wörter, die keine Szene kennt: 東京 🙂"
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_words_that_begin_alike_are_refused():
+    with pytest.raises(ValueError, match="begin with the same token"):
+        warm_up.word_rows(make_tokenizer(), ("red", "red"))
+
+
+@pytest.mark.slow
+def test_from_nothing_to_a_hugging_face_folder_in_a_few_steps(tmp_path, monkeypatch, capsys):
+    import make_tiny
+    from lvr_jax.evaluation.subject import open_subject
+
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(make_tiny, "ITEMS", 8)
+    out = tmp_path / "tiny"
+    command = ["--workdir", str(tmp_path / "work"), "--output", str(out), "--warm-up-steps", "2", "--steps", "2"]
+    assert make_tiny.main(command) == 0
+    card = (out / "README.md").read_text()
+    assert "2 steps" in card and "8 scenes" in card and "every image token is told" in card
+    assert open_subject(out, system="none").config == SIZES["tiny"]
+    # What was done is not done again: the first stages' figures are read from their files.
+    before = json.loads((tmp_path / "work/warm_up.json").read_text())
+    assert make_tiny.main(command) == 0
+    assert json.loads((tmp_path / "work/warm_up.json").read_text()) == before

@@ -1,0 +1,241 @@
+"""Does the study do every job once, in order, and what was changed again? Does it survive being killed?"""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from ml_collections import ConfigDict
+
+from study import jobs as study
+from study.jobs import Job
+from study.workers import Forecast, JobFailed, Workers
+
+ROOT = Path(__file__).resolve().parents[2]
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+
+def config(**changes) -> ConfigDict:
+    from configs import reproduce
+
+    c = reproduce.get_config()
+    for name, value in changes.items():
+        c[name] = value
+    return c
+
+
+# Which jobs --------------------------------------------------------------------------------------------------------
+
+
+def test_every_variant_starts_from_the_same_base_and_sees_the_same_data(tmp_path):
+    jobs = {job.name: job for job in study.jobs(config(), tmp_path)}
+    trained = [job for job in jobs.values() if job.stage == "train"]
+    assert {"train lvr", "train n_lvr", "train d_lvr", "train p_lvr_2", "train p_lvr_3", "train sft"} <= set(jobs)
+    for flag in ("init.checkpoint", "seed", "rows", "data.tokens"):
+        values = {a for job in trained for a in job.command if a.startswith(f"--config.{flag}=")}
+        assert len(values) == 1, flag
+    assert jobs["train d_lvr"].after == ("convert", "train lvr"), "it forks the baseline"
+    assert jobs["audit masked: lvr"].after == ("train masked: lvr",)
+    assert any("mask_box=True" in a for a in jobs["evaluate masked: lvr"].command)
+    assert "audit base" not in jobs and "audit sft" not in jobs, "without latents there is nothing to audit"
+
+
+def test_seeds_are_runs_of_their_own(tmp_path):
+    one, three = study.jobs(config(), tmp_path), study.jobs(config(seeds=(0, 1, 2)), tmp_path)
+    assert len(three) - 1 == 3 * (len(one) - 1)         # one conversion
+    assert {job.name: job.key for job in one}.items() <= {job.name: job.key for job in three}.items()
+    forks = {job.name: job.after[1] for job in three if job.name.startswith("train d_lvr")}
+    assert forks["train d_lvr, seed 2"] == "train lvr, seed 2"
+
+
+def test_a_change_concerns_what_depends_on_it_and_nothing_else(tmp_path):
+    keys = lambda **changes: {job.name: job.key for job in study.jobs(config(**changes), tmp_path)}  # noqa: E731
+    before, audited = keys(), keys(audited=100)
+    assert {name for name in before if before[name] != audited[name]} == {n for n in before if n.startswith("audit ")}
+    c = config()
+    c.train.steps = 100
+    trained = {job.name: job.key for job in study.jobs(c, tmp_path)}
+    assert {name for name in before if before[name] == trained[name]} == {
+        "convert", "train base", "evaluate base"
+    }, "the base takes no step"
+
+
+def test_keys_do_not_depend_on_where_the_work_is_done(tmp_path):
+    here, there = ([job.key for job in study.jobs(config(), tmp_path / name)] for name in ("here", "there"))
+    assert here == there
+
+
+@pytest.mark.parametrize("runs, said", [
+    ({"plain": "lvr,elvis"}, "no configs/elvis.py"), ({"dark": "lvr"}, "runs.dark"), ({"plain": "d_lvr"}, "lvr first"),
+])
+def test_a_run_that_does_not_exist_is_refused_by_name(tmp_path, runs, said):
+    with pytest.raises(ValueError, match=said):
+        study.jobs(config(runs=ConfigDict(runs)), tmp_path)
+
+
+# Doing them --------------------------------------------------------------------------------------------------------
+
+
+def job(tmp_path: Path, name: str, code: str, *after: str, key: str = "1", seconds: float = 1) -> Job:
+    """A job that appends a line to a log and runs a line of Python; `made` is its path."""
+    made = tmp_path / f"{name}.out"
+    code = f"made = {str(made)!r}; open({str(tmp_path / 'order')!r}, 'a').write('{name}\\n'); {code}"
+    return Job(name, "train", (sys.executable, "-c", code), after, made, seconds, key)
+
+
+WRITE = "open(made, 'w').write('x')"
+
+
+def order(tmp_path: Path) -> list[str]:
+    return (tmp_path / "order").read_text().split()
+
+
+def test_jobs_run_after_those_that_they_need_and_once(tmp_path):
+    jobs = [job(tmp_path, "c", WRITE, "a", "b"), job(tmp_path, "a", WRITE), job(tmp_path, "b", WRITE, "a")]
+    Workers(tmp_path, 2).run(jobs, progress=False)
+    Workers(tmp_path, 2).run(jobs, progress=False)
+    assert order(tmp_path) == ["a", "b", "c"]
+
+
+def test_another_key_is_done_again_from_nothing(tmp_path):
+    append = "open(made, 'a').write('x')"
+    for key in ("1", "2"):
+        Workers(tmp_path, 1).run([job(tmp_path, "a", append, key=key)], progress=False)
+    assert (tmp_path / "a.out").read_text() == "x"
+
+
+def test_what_was_begun_under_the_same_key_goes_on(tmp_path):
+    append = "open(made, 'a').write('x'); import os; os._exit(0 if len(open(made).read()) > 1 else 3)"
+    jobs = [job(tmp_path, "a", append)]
+    with pytest.raises(JobFailed):
+        Workers(tmp_path, 1).run(jobs, progress=False)
+    Workers(tmp_path, 1).run(jobs, progress=False)
+    assert (tmp_path / "a.out").read_text() == "xx"
+
+
+def test_a_result_that_was_removed_is_made_again(tmp_path):
+    jobs = [job(tmp_path, "a", WRITE)]
+    Workers(tmp_path, 1).run(jobs, progress=False)
+    (tmp_path / "a.out").unlink()
+    Workers(tmp_path, 1).run(jobs, progress=False)
+    assert order(tmp_path) == ["a", "a"]
+
+
+def test_a_failure_shows_the_end_of_the_log_and_leaves_nothing_running(tmp_path):
+    slow = job(tmp_path, "slow", "import os, time; open(made + '.pid', 'w').write(str(os.getpid())); time.sleep(60)")
+    bad = job(tmp_path, "bad", "import time; time.sleep(1); raise SystemExit('no more tea')")
+    with pytest.raises(JobFailed, match="(?s)bad ended with status 1.*no more tea"):
+        Workers(tmp_path, 2).run([slow, bad], progress=False)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "slow.out.pid").read_text()), 0)
+
+
+def test_a_process_has_one_core_and_one_thread(tmp_path):
+    code = "import os; open(made, 'w').write(f\"{len(os.sched_getaffinity(0))} {os.environ['OMP_NUM_THREADS']}\")"
+    Workers(tmp_path, 1).run([job(tmp_path, "a", code)], progress=False)
+    assert (tmp_path / "a.out").read_text() == "1 1"
+
+
+def test_the_forecast_is_bound_by_the_longest_chain_and_learns(tmp_path):
+    jobs = [
+        job(tmp_path, "a", "", seconds=10), job(tmp_path, "b", "", "a", seconds=30), job(tmp_path, "c", "", seconds=4)
+    ]  # fmt: skip
+    forecast = Forecast(jobs, 2)
+    assert forecast.look(set(), []) == (0, 40), "a then b take longer than half of everything"
+    forecast.learn(jobs[0], 21)         # twice as long as was thought (1 second each is assumed seen)
+    share, left = forecast.look({"a"}, [])
+    assert share == pytest.approx(10 / 44) and left == pytest.approx(30 * 22 / 11)
+
+
+# The whole ---------------------------------------------------------------------------------------------------------
+
+SMALL = (
+    "--config.train.steps=5", "--config.train.rows=4", "--config.questions=12", "--config.audited=12",
+    "--config.draws=200", "--config.runs.plain=sft,lvr,d_lvr", "--config.runs.masked=", "--noprogress",
+)  # fmt: skip
+
+
+def start(workdir: Path, *more: str) -> subprocess.Popen:
+    environment = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "tools/reproduce.py"), "--workdir", str(workdir), *SMALL, *more],
+        env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def tables(workdir: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted((workdir / "report/tables").iterdir())}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("study")
+    process = start(workdir)
+    out, error = process.communicate(timeout=900)
+    assert process.returncode == 0, error
+    return workdir, out
+
+
+@pytest.mark.slow
+def test_the_study_ends_in_a_report_of_all_settings(whole):
+    workdir, out = whole
+    for name in ("sft", "lvr", "d_lvr", "bottleneck: lvr"):
+        assert f"\n{name} " in out
+    page = (workdir / "report/report.html").read_text()
+    assert "All runs" in page and "The same interventions in every setting" in page and "Table 4" in page
+    analyses = json.loads((workdir / "report/report.json").read_text())
+    assert [a["name"] for a in analyses] == ["lvr", "d_lvr", "bottleneck: lvr"]
+    behind = json.loads((workdir / "runs/bottleneck/train/export/files/config.json").read_text())
+    assert behind["lvr_attention"] == "bottleneck"
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_it_ends_in_the_same_tables(whole, tmp_path):
+    """The whole group dies, workers included; compiled programs are kept, so that no kill only hits a compiler."""
+    (tmp_path / "compiled").symlink_to(whole[0] / "compiled")
+    moments = random.Random(7)
+    for _ in range(5):
+        process = start(tmp_path)
+        try:
+            process.wait(moments.uniform(4, 25))
+            break
+        except subprocess.TimeoutExpired:
+            for each in (*_children(process.pid), process.pid):
+                os.kill(each, signal.SIGKILL)
+            process.wait()
+    process = start(tmp_path)
+    out, error = process.communicate(timeout=900)
+    assert process.returncode == 0, error
+    assert tables(tmp_path) == tables(whole[0])
+
+
+def _children(pid: int) -> list[int]:
+    import psutil
+
+    return [each.pid for each in psutil.Process(pid).children(recursive=True)]
+
+
+@pytest.mark.slow
+def test_a_finished_study_does_nothing_but_write_its_report_again(whole):
+    before, began = tables(whole[0]), time.monotonic()
+    out, error = start(whole[0]).communicate(timeout=300)
+    assert "jobs are done already; nothing to train or measure" in error
+    assert tables(whole[0]) == before and time.monotonic() - began < 200
+
+
+@pytest.mark.parametrize("arguments, said", [
+    (["--config.only=train,dance"], "only has 'dance'"),
+    (["--config.only=audit"], "needs 'train"),
+    (["--config.runs.plain=elvis"], "no configs/elvis.py"),
+    (["--config.tempo=3"], "no such field"),
+])
+def test_bad_input_is_one_line_and_status_2(tmp_path, arguments, said):
+    process = start(tmp_path, *arguments)
+    out, error = process.communicate(timeout=120)
+    assert process.returncode == 2 and said in error.strip().splitlines()[-1], error
