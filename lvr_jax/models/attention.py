@@ -168,7 +168,8 @@ def _on_each_device(kernel: Callable, q, k, v, *of_rows) -> jax.Array:
         # More devices than key/value heads: each device gets the one that its queries share.
         k, v = (jnp.repeat(x, devices // K, axis=2) for x in (k, v))
     cut = HEADS if HEADS in mesh.axis_names and k.shape[2] % devices == 0 else None
-    heads, rows = PartitionSpec(row_axes(), None, cut), PartitionSpec(row_axes())
+    axes = row_axes(q.shape[0])
+    heads, rows = PartitionSpec(axes, None, cut), PartitionSpec(axes)
     return jax.shard_map(
         kernel, in_specs=(heads, heads, heads, *[rows] * len(of_rows)), out_specs=heads, check_vma=False
     )(q, k, v, *of_rows)  # fmt: skip

@@ -60,7 +60,7 @@ def weighted_cross_entropy(
 
 
 def _forward(hidden, unembedding, labels, weights, chunk, gradient):
-    kernel, axes = unembedding.astype(hidden.dtype), row_axes()
+    kernel, axes = unembedding.astype(hidden.dtype), row_axes(hidden.shape[0])
     run = functools.partial(_over_chunks, chunk=chunk, gradient=gradient)
     if axes:
         scattered = tuple(a for a in axes if a == "fsdp" and kernel.shape[1] % ambient().shape[a] == 0)

@@ -4,6 +4,8 @@ Parameters are cut by rules (training.partitioning), and left alone the partitio
 batches were gathered to every chip and cut along D instead. Without a mesh nothing here does anything.
 """
 
+import math
+
 import jax
 from jax.sharding import AbstractMesh, PartitionSpec
 
@@ -15,12 +17,14 @@ def ambient() -> AbstractMesh:
     return jax.sharding.get_abstract_mesh()
 
 
-def row_axes() -> tuple[str, ...]:
-    """The axes of the ambient mesh that rows are spread over."""
-    return tuple(axis for axis in ROWS if axis in ambient().axis_names)
+def row_axes(rows: int) -> tuple[str, ...]:
+    """The axes of the ambient mesh that so many rows are spread over: none if they do not divide."""
+    mesh = ambient()
+    axes = tuple(axis for axis in ROWS if axis in mesh.axis_names)
+    return () if rows % math.prod(mesh.shape[axis] for axis in axes) else axes
 
 
 def over_rows(x: jax.Array) -> jax.Array:
     """Keeps rows [B, ...] where the batch has them, all else of them whole."""
-    axes = row_axes()
+    axes = row_axes(x.shape[0])
     return jax.lax.with_sharding_constraint(x, PartitionSpec(axes)) if axes else x

@@ -88,13 +88,17 @@ def metrics(workdir) -> list[dict]:
 
 
 def main() -> None:
-    from lvr_jax.training import loop
+    import jax
+
+    from lvr_jax.training import loop, partitioning
     from lvr_jax.training.distributed import initialize
     from lvr_jax.training.loop import train
 
     initialize()
     for run in json.loads(sys.argv[1]):
         variant, workdir, stop_after = run.pop("variant"), run.pop("workdir"), run.pop("stop_after", None)
+        if slices := run.pop("slices", None):       # as if its devices lay in so many slices, one after the other
+            partitioning._slice_of = lambda device, count=slices: device.id * count // jax.device_count()
         config = small(variant, **run)
         if stop_after is not None:      # as if it had been asked to, at that step
             loop.StopRequest.__call__ = lambda self, step, last=stop_after: step >= last

@@ -8,6 +8,7 @@ import runs
 
 pytestmark = pytest.mark.slow
 MESH = {"mesh__data": 2, "mesh__fsdp": 2, "mesh__tensor": 2}
+SLICES = {"slices": 2, "mesh__data": 2, "mesh__fsdp": 4}
 # Noise is drawn, rows are packed, and two shards of the data keep the order whoever reads them.
 RUN = {"variant": "n_lvr", "steps": 4, "shards": 2}
 
@@ -32,6 +33,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sharded")
     runs.finish(runs.start({**RUN, "workdir": str(folder / "one")}))
     runs.finish(runs.start({**RUN, **MESH, "workdir": str(folder / "eight")}, devices=8))
+    runs.finish(runs.start({**RUN, **SLICES, "workdir": str(folder / "slices")}, devices=8))
     return folder
 
 
@@ -73,6 +75,11 @@ def assert_close(one, other, step: int) -> None:
 def test_eight_devices_equal_one(folder):
     assert_same_run(folder / "one", folder / "eight", [1, 2, 3, 4])
     assert_close(folder / "one", folder / "eight", 4)
+
+
+def test_two_slices_of_four_devices_equal_one_device(folder):
+    assert_same_run(folder / "one", folder / "slices", [1, 2, 3, 4])
+    assert_close(folder / "one", folder / "slices", 4)
 
 
 def test_two_processes_and_then_one_equal_one(moved):
