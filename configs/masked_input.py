@@ -15,6 +15,7 @@ def get_config(size: str = "3b"):
     if size == "tiny":      # the scene blacks out a square of one size, whose shape tells nothing
         c.data.sources.digits.mask_box = True
         c.held_out.sources.digits.mask_box = True
+        c.data.windows = 4  # latents come from a second picture
     else:
         c.mask_boxes = True
     return c

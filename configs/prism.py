@@ -38,6 +38,8 @@ def get_config(which: str = ""):
     config.budget = 0                   # latents a block; 0: the protocol's
     config.rows = 8                     # items a batch
     config.programs = 4                 # prompt sizes that are compiled
+    # This host's devices: items over data, weights that one device cannot hold over tensor.
+    config.mesh = ml_collections.ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
     config.dtype = ""                   # default: bfloat16 on accelerators, float32 on a CPU
     config.seed = 0
     config.conditions = ml_collections.ConfigDict({

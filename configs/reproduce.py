@@ -21,8 +21,7 @@ def get_config():
         "plain": "base,sft,lvr,n_lvr,d_lvr,p_lvr_2,p_lvr_3", "bottleneck": "bottleneck", "masked": "masked_input",
     })  # fmt: skip
     c.seeds = (0,)
-    # Two questions a row, 48 a step, whatever the variant: the longest example has room.
-    c.train = ConfigDict({"steps": 500, "rows": 24, "tokens": 224, "max_per_row": 2})
+    c.train = ConfigDict({"steps": 500, "rows": 24})        # of two questions each
     c.questions = 1000              # scored for accuracy
     c.audited = 400                 # of them, under every condition
     c.budget = 4                    # latents a block; twice as many in a context stage

@@ -97,7 +97,7 @@ class _Study:
         steps = 0 if run.config == "base" else c.train.steps
         settings = {
             "init.checkpoint": self.base, "seed": run.seed, "steps": steps,
-            "rows": c.train.rows, "data.tokens": c.train.tokens, "data.max_per_row": c.train.max_per_row,
+            "rows": c.train.rows,
             "checkpoint.every": max(steps // 5, 1), "held_out.every": 0, "log.progress": False,
             "log.tensorboard": False, "compilation_cache": self.workdir / "compiled",
         }  # fmt: skip
