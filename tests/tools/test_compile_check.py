@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -44,32 +45,43 @@ def config_of(variant: str = "lvr", size: str = "3b"):
     return c
 
 
-@pytest.fixture
-def two_layers(monkeypatch):
-    """The 3B network's widths and vocabulary with two layers of each tower, one of them with full attention."""
-    c = networks.SIZES["3b"]
-    short = dataclasses.replace(
-        c, text=dataclasses.replace(c.text, layers=2),
-        vision=dataclasses.replace(c.vision, depth=2, full_attention_layers=(1,)),
-    )  # fmt: skip
-    monkeypatch.setitem(networks.SIZES, "3b", short)
-
-
-def short_step(topology: str, variant: str = "lvr", **mesh) -> tuple[Experiment, report.Compiled]:
+@pytest.mark.parametrize("topology, bound", [("v5e:4x4", 15.0), ("v6e:4x4", 30.0)])
+def test_the_3b_step_of_the_baseline_fits(topology, bound):
+    """All layers, 64 rows of 16,384 tokens."""
     where = Slice.of(topology)
-    c = config_of(variant)
+    c = config_of()
+    c.accumulate = 4
+    mesh = make_mesh(c.mesh, where.devices)
+    found = report.compiled(programs.train(Experiment.shapes(c, mesh)), mesh, QUICK)
+    assert found.fits and found.total <= bound * GIB < where.memory
+
+
+def short_step(topology: str, **mesh) -> tuple[Experiment, report.Compiled]:
+    """The 3B network's widths and vocabulary with two layers of each tower, one of them with full attention."""
+    whole = networks.SIZES["3b"]
+    two = dataclasses.replace(
+        whole, text=dataclasses.replace(whole.text, layers=2),
+        vision=dataclasses.replace(whole.vision, depth=2, full_attention_layers=(1,)),
+    )  # fmt: skip
+    c = config_of()
     c.data.tokens, c.data.windows, c.data.max_per_row = T, W, 1
     c.mesh.update(mesh)
-    devices = make_mesh(c.mesh, where.devices)
+    devices = make_mesh(c.mesh, Slice.of(topology).devices)
     c.rows = devices.shape["data"] * devices.shape["fsdp"]
-    experiment = Experiment.shapes(c, devices)
+    with mock.patch.dict(networks.SIZES, {"3b": two}):
+        experiment = Experiment.shapes(c, devices)
     found = report.compiled(programs.train(experiment), devices, QUICK)
     assert found.fits
     return experiment, found
 
 
-def test_the_3b_step_moves_weights_and_not_activations(two_layers):
-    experiment, found = short_step("v5e:2x2")
+@pytest.fixture(scope="module")
+def short(libtpu):
+    return short_step("v5e:2x2")
+
+
+def test_the_3b_step_moves_weights_and_not_activations(short):
+    experiment, found = short
     moved = hlo.collectives(found.text)
     floats = [(c.kind, a) for c in moved for a in c.arrays if a.dtype in ("bf16", "f32")]
     # Rows cross chips where the embedding, whose D is cut, is looked up, and in the gradient of that: each chip gives
@@ -86,9 +98,9 @@ def test_the_3b_step_moves_weights_and_not_activations(two_layers):
         assert "fsdp" in where.spec
 
 
-def test_the_3b_step_holds_no_logits_of_a_row_and_no_scores_of_a_sequence(two_layers):
-    _, found = short_step("v5e:2x2")
-    V, chunk = networks.SIZES["3b"].text.vocab, 256
+def test_the_3b_step_holds_no_logits_of_a_row_and_no_scores_of_a_sequence(short):
+    experiment, found = short
+    V, chunk = experiment.network.text.vocab, experiment.recipe.objective.chunk
     arrays = hlo.arrays(found.text)
     weights = {2048, 512}
     logits = {a.shape for a in arrays if V in a.shape and a.dtype == "f32" and not weights & set(a.shape)}
@@ -99,8 +111,8 @@ def test_the_3b_step_holds_no_logits_of_a_row_and_no_scores_of_a_sequence(two_la
     assert windows, "window layers are one dense batch of 64 x 64 scores"
 
 
-def test_splash_attention_is_in_the_program_at_both_head_widths(two_layers):
-    _, found = short_step("v5e:2x2")
+def test_splash_attention_is_in_the_program_at_both_head_widths(short):
+    _, found = short
     kernels = [line for line in found.text.splitlines() if "tpu_custom_call" in line]
     shapes = [a.shape for line in kernels for a in hlo.arrays(line)]
     assert any(shape[-2:] == (T, 128) for shape in shapes), "decoder, 128 wide"
@@ -109,7 +121,7 @@ def test_splash_attention_is_in_the_program_at_both_head_widths(two_layers):
     assert any(T in shape for shape in ids) and any(P in shape for shape in ids), "with segment ids"
 
 
-def test_between_slices_only_gradients_travel(two_layers):
+def test_between_slices_only_gradients_travel():
     """Two slices that a data-centre network joins: weights are gathered within each."""
     experiment, found = short_step("v5e:2x2*2", data=2)
     slices = [{getattr(d, "slice_index", 0) for d in part.flat} for part in experiment.mesh.devices]
@@ -117,17 +129,6 @@ def test_between_slices_only_gradients_travel(two_layers):
     across = [line for line in found.text.splitlines() if "channel_id" in line and "{'axis_0'" in line]
     kinds = {kind for line in across for kind in hlo.KINDS if f" {kind}(" in line or f" {kind}-start(" in line}
     assert kinds == {"all-reduce"}
-
-
-@pytest.mark.parametrize("topology, bound", [("v5e:4x4", 15.0), ("v6e:4x4", 30.0)])
-def test_the_3b_step_of_the_baseline_fits(topology, bound):
-    """All layers, 64 rows of 16,384 tokens."""
-    where = Slice.of(topology)
-    c = config_of()
-    c.accumulate = 4
-    mesh = make_mesh(c.mesh, where.devices)
-    found = report.compiled(programs.train(Experiment.shapes(c, mesh)), mesh, QUICK)
-    assert found.fits and found.total <= bound * GIB < where.memory
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess:
@@ -155,8 +156,7 @@ def test_every_program_of_a_small_network_is_a_row(tmp_path):
 
 
 def test_what_does_not_fit_has_status_one():
-    done = run("--config", "configs/lvr.py:72b", "--topology", "v5e:2x2", "--effort=-1", "--config.data.tokens=2048",
-               "--config.data.windows=144", "--config.data.max_per_row=1", "--config.rows=4")  # fmt: skip
+    done = run(*TINY, "--topology", "v5e:2x2", f"--config.rows={2**19}")
     assert done.returncode == 1, done.stderr
     assert "| no " in done.stdout
 

@@ -23,7 +23,7 @@ COLUMNS = (
 class Compiled:
     """What one chip needs, in bytes. Of a program that does not fit, the compiler says `total` alone.
 
-    total: arguments, temporaries, outputs that are not arguments' memory again, and the program itself
+    total: at the fullest moment; less than the parts together, which need not be full at the same time
     """
 
     fits: bool
@@ -47,12 +47,10 @@ def compiled(program: Program, mesh: jax.sharding.Mesh, effort: float = 0.0) -> 
         except jax.errors.JaxRuntimeError as error:
             return Compiled(False, memory_error(str(error))[0], time.perf_counter() - since)
     seconds, m = time.perf_counter() - since, done.memory_analysis()
-    own = m.output_size_in_bytes - m.alias_size_in_bytes
     return Compiled(
-        True, m.argument_size_in_bytes + m.temp_size_in_bytes + own + m.generated_code_size_in_bytes, seconds,
-        m.argument_size_in_bytes, m.temp_size_in_bytes, m.output_size_in_bytes, m.alias_size_in_bytes,
-        done.as_text(), done.output_shardings,
-    )  # fmt: skip
+        True, m.peak_memory_in_bytes, seconds, m.argument_size_in_bytes, m.temp_size_in_bytes,
+        m.output_size_in_bytes, m.alias_size_in_bytes, done.as_text(), done.output_shardings,
+    )
 
 
 def most(measure: Callable[[int], Compiled], memory: int, first: int = 1) -> int:
