@@ -30,7 +30,7 @@ from lvr_jax.prism.intervals import wilson
 from lvr_jax.prism.items import Items
 from lvr_jax.prism.outcomes import Outcomes, effects, outcomes, single_latent, spread_of_margin, strength, verdict
 
-FORMAT = 1      # of audit.json; a change makes every analysis run again
+FORMAT = 2      # of audit.json; a change makes every analysis run again
 
 
 @dataclasses.dataclass(frozen=True)

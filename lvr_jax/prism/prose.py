@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping
 
-from lvr_jax.prism.tables import cosine, number, pair, percent, within
+from lvr_jax.prism.corruptions import is_unfamiliar
+from lvr_jax.prism.tables import cosine, number, pair, percent, probability, within
 
 
 def paragraph(a: Mapping) -> list[str]:
     """Sentences, the verdict first. Each follows from numbers of the analysis; what n cannot show is named."""
-    return [s for s in (_verdict(a), _trigger(a), _sham(a), _gap(a), _alignment(a), _collapse(a), _sensitivity(a)) if s]
+    parts = (_verdict, _unfamiliar, _trigger, _sham, _gap, _alignment, _collapse, _sensitivity)
+    return [sentence for part in parts if (sentence := part(a))]
 
 
 def _verdict(a: Mapping) -> str:
@@ -19,6 +21,18 @@ def _verdict(a: Mapping) -> str:
                 f"(n = {a['verdict']['n']}).")  # fmt: skip
     text = a["verdict"]["sentence"]
     return text if a["verdict"]["sure"] else f"Not sure. {text}"
+
+
+def _unfamiliar(a: Mapping) -> str:
+    """The largest loss among conditions that cannot tell content from form."""
+    found = {e["name"]: e["stats"] for e in a["conditions"] if e["stats"] and is_unfamiliar(e["name"])}
+    lost = {name: s for name, s in found.items() if s["p_mcnemar_holm"] <= 0.05 and s["delta"] < 0}
+    if not lost or a["verdict"] is None:
+        return ""
+    worst = min(lost, key=lambda name: lost[name]["delta"])
+    points, p = number(-lost[worst]["delta"], 1, 100), probability(lost[worst]["p_mcnemar_holm"])
+    return (f"Inputs that no latent ever was, or another format, cost up to {points} points ('{worst}', Holm p {p}). "
+            "That alone shows that something has to stand in the latents' place, not that what stands there is read.")
 
 
 def _trigger(a: Mapping) -> str:

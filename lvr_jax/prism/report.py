@@ -26,10 +26,11 @@ from lvr_jax.prism.tables import Table, number
 METHOD = (
     "Conditions are paired with clean item by item: exact McNemar tests, Tango's interval of the difference, paired t "
     "on the margin of the gold letter's logit, Holm over all conditions of a checkpoint.",
-    "The verdict rests on the conditions that replace or remove the latents' content, over the items in which latents "
-    "were fed. An item whose condition had nothing to feed is left out of that condition.",
+    "The verdict rests on conditions that put other content of the same kind in the latents' place, or hide it, over "
+    "the items in which latents were fed. An item whose condition had nothing to feed is left out of that condition.",
     "“Ignored” means that a loss of a quarter of the edge over chance is excluded, not that there is none.",
-    "Zero vectors are off the manifold of latents, and removal changes the format: read several conditions together.",
+    "Zeros, random directions and strong noise are off the manifold of latents, and removal changes the format: what "
+    "they cost is no evidence that content is read, and does not enter the verdict.",
     "Probes show what is linearly decodable, not what is used. Control labels and baselines say what a probe scores "
     "without reading.",
     "Teacher-forced cosine sees the targets as inputs; free-running cosine is what the answer is made with.",

@@ -17,14 +17,15 @@ I, CONDITIONS = 120, ("clean", "zero", "noise_0.1", "noise_0.3", "noise_1", "don
 HOW = {"level": 0.95, "draws": 300, "seed": 0}
 
 
-def found(lost: float = 0.0, seed: int = 0, missing=()) -> Outcomes:
-    """Outcomes in which every content condition flips a share of the right answers."""
+def found(lost: float = 0.0, seed: int = 0, missing=(), unfamiliar: float | None = None) -> Outcomes:
+    """Outcomes in which every content condition flips a share of the right answers, and so do unfamiliar inputs."""
     rng = np.random.default_rng(seed)
     right = np.tile(rng.random(I) < 0.8, (len(CONDITIONS), 1))
     margin = np.where(right, 2.0, -2.0) + rng.normal(0, 0.3, (1, I))
     for c, name in enumerate(CONDITIONS):
-        if corruptions.is_content(name):
-            flipped = right[0] & (rng.random(I) < lost)
+        share = lost if corruptions.is_content(name) or unfamiliar is None else unfamiliar
+        if corruptions.is_content(name) or corruptions.is_unfamiliar(name):
+            flipped = right[0] & (rng.random(I) < share)
             right[c] &= ~flipped
             margin[c] -= 4.0 * flipped
     gone = np.zeros(right.shape, bool)
@@ -120,10 +121,21 @@ def test_items_that_a_condition_had_nothing_for_are_left_out_and_counted():
 
 def test_only_conditions_on_the_latents_content_are_evidence():
     evidence = {e.name for e in effects(found(), **HOW) if e.content}
-    assert evidence == {"zero", "noise_0.1", "noise_0.3", "noise_1", "donor_paper"}
-    for name in ("self", "oracle", "donor_other_label", "latents_blind_to_image", "format_only", "budget_4", "zero@1"):
+    assert evidence == {"donor_paper"}
+    for name in (
+        "zero", "norm_matched", "markers_only", "noise_1", "self", "oracle", "donor_other_label",
+        "latents_blind_to_image", "format_only", "budget_4", "zero@1",
+    ):  # fmt: skip
         assert not corruptions.is_content(name)
-    assert set(corruptions.CONTENT) <= set(corruptions.NAMED)
+    assert set(corruptions.CONTENT) | set(corruptions.UNFAMILIAR) <= set(corruptions.NAMED)
+    assert not set(corruptions.CONTENT) & set(corruptions.UNFAMILIAR)
+
+
+def test_a_loss_to_unfamiliar_inputs_alone_is_said_but_is_no_verdict():
+    run = analysis("tiny", found(0.0, unfamiliar=0.6))
+    assert run["verdict"]["kind"] == "ignored"
+    assert "not that what stands there is read" in prose.paragraph(run)[1]
+    assert "not that what stands there" not in " ".join(prose.paragraph(analysis("tiny", found(0.0))))
 
 
 def test_noise_is_ordered_by_strength_and_single_latents_by_place():
