@@ -105,3 +105,14 @@ def test_ids_that_disagree_are_refused_before_the_weights_are_read(tmp_path, fie
         open_subject(folder)
     with pytest.raises(SpecError, match="latent system 'lvrr' does not exist, expected one of lvr, "):
         open_subject(checkpoint(tmp_path / "other"), system="lvrr")
+
+
+def test_a_checkpoint_says_who_may_see_whom_in_it(tmp_path):
+    folder = checkpoint(tmp_path)
+    assert open_subject(folder).attention == "full", "what published checkpoints do not say"
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "lvr_attention": "bottleneck"}))
+    assert open_subject(folder).attention == "bottleneck"
+    (folder / "config.json").write_text(json.dumps({**config, "lvr_attention": "sideways"}))
+    with pytest.raises(SpecError, match="lvr_attention is 'sideways', expected one of full, bottleneck"):
+        open_subject(folder)
