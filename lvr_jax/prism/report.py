@@ -16,7 +16,7 @@ from etils import epath
 from matplotlib.figure import Figure
 
 from lvr_jax.checkpoints.errors import disk_full_is_one_line
-from lvr_jax.prism import figures, gallery, page, prose, tables
+from lvr_jax.prism import certainty, figures, gallery, page, prose, tables
 from lvr_jax.prism import settings as compared
 from lvr_jax.prism.audit import Audit
 from lvr_jax.prism.corruptions import is_content
@@ -56,7 +56,7 @@ def write(
         before.append(compared.table(analyses, settings))
         across.append(_picture(files, "settings", compared.figure(analyses, settings), compared.CAPTION))
     shared = figures.of_paper(first, paper) | {"sigma-curve": figures.sigma_curve(first)}
-    common = tables.of_paper(first, paper)
+    common = [*tables.of_paper(first, paper), certainty.table(first, paper)]
     shown = [_picture(files, key, figure, figures.CAPTIONS[key]) for key, figure in shared.items() if figure]
     checkpoints = [_checkpoint(files, audit, analysis) for audit, analysis in zip(audits, analyses)]
     for table in (*before, *common):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lvr_jax.latents import conditions as cond
-from lvr_jax.prism import corruptions, figures, page, prose, readout, report, tables
+from lvr_jax.prism import certainty, corruptions, figures, page, prose, readout, report, tables
 from lvr_jax.prism.audit import curve, knock_outs, plain
 from lvr_jax.prism.outcomes import Outcomes, effects, verdict
 from lvr_jax.prism.paper import load_paper
@@ -211,3 +211,24 @@ def test_probes_of_a_capture_that_cannot_be_split_say_why():
     told = readout.read_out(one, np.full(6, 2), np.array(["x"] * 6), readout.Settings(draws=100))
     assert "each at least twice" in told["pair"]["reason"] and told["pair"]["items"] == 6
     assert "each at least twice" in told["grid"]["answer"]["reason"]
+
+
+def test_the_correlations_carry_their_uncertainty():
+    """This run's r and the paper's, each with intervals; nothing is claimed of fewer than three checkpoints."""
+    paper = load_paper()
+    three = []
+    for n, lost in enumerate((0.1, 0.4, 0.7)):
+        outcomes = found(lost, seed=n)
+        a = analysis(f"run{n}", outcomes)
+        a["alignment"] = {"latent": {"teacher_forced": {"mean_cosine": 0.2 + 0.3 * n}}}
+        a["answers"] = [{"right": dict(zip(CONDITIONS, item.tolist()))} for item in outcomes.right.T]
+        three.append(a)
+    rows = certainty.table(three, paper).rows
+    own, theirs = rows[0], rows[1]
+    assert own[:4] == ("cosine", "accuracy", "this run", "3") and theirs[2:5] == ("published", "5", "−0.94")
+    low, high = (float(v.replace("−", "-")) for v in theirs[6].strip("[]").split(", "))
+    assert low < -0.94 < high and theirs[7] == "−1.00 to −0.90"
+    assert own[4] != "–" and own[5].startswith("[") and own[6].startswith("[")
+    alike = [dict(three[0], alignment=a["alignment"]) for a in three]
+    assert certainty.table(alike, paper).rows[0][4:] == ("–",) * 4, "equal accuracies have no r"
+    assert certainty.table(three[:2], paper).rows[0][4:] == ("–",) * 4
