@@ -18,12 +18,12 @@ NAMED = {
 NEEDS_BOX = ("oracle", "oracle_first", "wrong_box")
 
 # What replaces the latents' content by other content of the same kind, or hides it: only these can show that the
-# content is used. A sham changes nothing, an oracle adds, a donor of another label argues for a wrong answer (it can
-# take more than the edge over chance, so that a partial use would look like a whole one), and the others change format
-# or the image's own path.
+# content is used. A sham changes nothing, an oracle adds, a donor of another label or the oracle of a wrong box argues
+# for a wrong answer (it can take more than the edge over chance, so that a partial use would look like a whole one),
+# and the others change format or the image's own path.
 CONTENT = (
     "distribution_matched", "donor", "donor_same_label", "donor_paper", "permuted", "reversed", "first_repeat", "mean",
-    "step_mean", "wrong_box", "random_crop", "answer_blind_to_latents",
+    "step_mean", "answer_blind_to_latents",
 )  # fmt: skip
 # What no latent ever was, or a format that the model was not trained on. That answers suffer shows that something has
 # to stand there, not that its content is read: the tiny study's LVR loses 39 points to zeros and gains 4 from the mean.
