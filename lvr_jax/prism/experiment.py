@@ -7,15 +7,15 @@ stopped; another config in the same folder is refused by the stage that it contr
 """
 
 import ast
+import contextlib
 from collections.abc import Callable, Mapping
 from pathlib import PurePath
 
 import jax
 import jax.numpy as jnp
 from etils import epath
-from jax.sharding import NamedSharding, PartitionSpec
 
-from lvr_jax.checkpoints import CheckpointError
+from lvr_jax.checkpoints import CheckpointError, read_config
 from lvr_jax.data.sample import DataError
 from lvr_jax.evaluation import protocol as protocols
 from lvr_jax.evaluation.rows import BenchmarkError
@@ -28,11 +28,13 @@ from lvr_jax.latents.spec import SpecError
 from lvr_jax.latents.sweep_files import SweepError
 from lvr_jax.models.qwen2_5_vl.config import ConfigError
 from lvr_jax.models.qwen2_5_vl.layers import Compute
+from lvr_jax.models.qwen2_5_vl.model import abstract_model
 from lvr_jax.prism import readout, report
 from lvr_jax.prism.audit import Audit, Settings
 from lvr_jax.prism.capture import LAYERS
 from lvr_jax.prism.controls import CONTROL_KINDS
 from lvr_jax.prism.items import Items, template_for
+from lvr_jax.training.partitioning import RULES, MeshError, make_mesh, shardings
 
 DTYPES = {"": None, "float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -43,7 +45,8 @@ class PrismError(ValueError):
 
 # What bad input raises, one line each; anything else is a fault of the program.
 BAD_INPUT = (
-    PrismError, CheckpointError, ConfigError, DataError, SpecError, ConditionError, SourceError, RegionError, SweepError
+    PrismError, CheckpointError, ConfigError, DataError, SpecError, ConditionError, SourceError, RegionError,
+    SweepError, MeshError,
 )  # fmt: skip
 
 
@@ -61,7 +64,8 @@ def run(
     for folder, label in zip(folders, labels):
         audit = prepare(config, settings, folder, label, epath.Path(workdir) / report.slug(label), progress, say)
         audits.append(audit)
-        analyses.append(audit.run())
+        with jax.set_mesh(audit.mesh) if audit.mesh is not None else contextlib.nullcontext():
+            analyses.append(audit.run())
     if not config.report:
         return epath.Path(workdir)
     say("report")
@@ -75,10 +79,10 @@ def prepare(config: Mapping, settings: Settings, folder: str, label: str, place,
                                **keywords("options", config.options))  # fmt: skip
     if config.limit:
         benchmark = benchmark.subset(range(min(config.limit, len(benchmark))))
-    mesh = jax.make_mesh((jax.device_count(),), ("data",)) if jax.device_count() > 1 else None
-    everywhere = None if mesh is None else NamedSharding(mesh, PartitionSpec())
+    mesh = make_mesh(config.mesh, jax.local_devices()) if jax.local_device_count() > 1 else None
+    cut = None if mesh is None else shardings(abstract_model(read_config(folder))[1], RULES, mesh)
     dtype = DTYPES[config.dtype] or (jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)
-    subject = open_subject(folder, system=config.system or None, shardings=everywhere, dtype=dtype)
+    subject = open_subject(folder, system=config.system or None, shardings=cut, dtype=dtype)
     items = Items(
         subject, benchmark, protocol, template_for(subject.spec.name, config.alignment.template),
         rows=config.rows, programs=config.programs, seed=config.seed, force=config.force_latents,
