@@ -37,7 +37,9 @@ def _unchunk(x: jax.Array, T: int) -> jax.Array:
 
 
 def _chunk_loss(hidden, unembedding, labels, weights):
-    logits = jnp.einsum("BTD,VD->BTV", hidden, unembedding, preferred_element_type=jnp.float32)
+    rows = hidden.reshape(-1, hidden.shape[-1])     # one axis to sum the gradient over (see layers.flat)
+    logits = jnp.einsum("RD,VD->RV", rows, unembedding, preferred_element_type=jnp.float32)
+    logits = logits.reshape(*hidden.shape[:-1], -1)                                      # [B, T, V]
     # A sum and a maximum, not a look-up and an argmax: these stay where they are if the vocabulary is cut.
     here = jnp.arange(logits.shape[-1]) == labels[..., None]
     picked = jnp.sum(jnp.where(here, logits, 0), -1)

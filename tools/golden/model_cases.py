@@ -65,7 +65,7 @@ def tower_checks(case: Case) -> Iterator[Check]:
         one = jax.tree.map(lambda p, i=i: p[i : i + 1], model.vision.blocks)
         step = lambda block, x, full: (block(x, full, images.segment, table, Compute()), None)  # noqa: E731
         full = jnp.array([i in c.full_attention_layers])
-        after, _ = scan_blocks(one, step, before, full, "none")
+        after, _ = scan_blocks(one, step, before, full, Compute())
         recorded = case[f"vis_block{i}_out"]
         yield relative(f"vis_block{i}_out", np.asarray(after).reshape(len(filled), -1)[filled], recorded, TOLERANCE)
         before = in_windows(recorded, np.flatnonzero(filled))

@@ -26,11 +26,14 @@ class Compute:
     dtype:     type of activations; norms, RoPE, softmax and logits are fp32 or wider
     attention: kernel of full attention over the tokens of a pass (models.attention.IMPLEMENTATIONS)
     remat:     key of REMAT
+    unroll:    layers that the scan takes at a time. More than one saves copies of what the backward pass keeps and of
+               parameters' gradients, a tenth of a step on a CPU, and makes the program longer
     """
 
     dtype: Any = jnp.float32
     attention: str = "xla"
     remat: str = "none"
+    unroll: int = 1
 
 
 def weight(rngs: nnx.Rngs, *shape: int, dtype=jnp.float32) -> nnx.Param:
@@ -53,6 +56,15 @@ def rms_norm(x: jax.Array, scale: nnx.Param, eps: float = 1e-6) -> jax.Array:
     return y.astype(x.dtype) * scale[...].astype(x.dtype)
 
 
+def flat(x: jax.Array, axes: int = 2) -> jax.Array:
+    """x with its first `axes` axes merged, for a product with a trained matrix.
+
+    The matrix's gradient is a sum over them. Over more axes than one, XLA for CPUs writes out a transposed copy of x
+    first, which takes longer than the product where matrices are small (2026-11, jax 0.10.2).
+    """
+    return x.reshape(-1, *x.shape[axes:])
+
+
 class SwiGLU(nnx.Module):
     """down(silu(gate x) * up x), with biases in the vision tower and without in the language model."""
 
@@ -65,11 +77,13 @@ class SwiGLU(nnx.Module):
             self.gate_bias, self.up_bias, self.down_bias = zeros(inner), zeros(inner), zeros(width)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        gate, up = (jnp.einsum("...D,DF->...F", x, w[...].astype(x.dtype)) for w in (self.gate, self.up))
+        leading, x = x.shape[:-1], flat(x, x.ndim - 1)
+        gate, up = (jnp.einsum("RD,DF->RF", x, w[...].astype(x.dtype)) for w in (self.gate, self.up))
         if self.bias:
             gate, up = gate + self.gate_bias[...].astype(x.dtype), up + self.up_bias[...].astype(x.dtype)
-        y = jnp.einsum("...F,FD->...D", jax.nn.silu(gate) * up, self.down[...].astype(x.dtype))
-        return y + self.down_bias[...].astype(x.dtype) if self.bias else y
+        y = jnp.einsum("RF,FD->RD", jax.nn.silu(gate) * up, self.down[...].astype(x.dtype))
+        y = y + self.down_bias[...].astype(x.dtype) if self.bias else y
+        return y.reshape(*leading, -1)
 
 
 def stack(make: Callable[[nnx.Rngs], nnx.Module], layers: int, rngs: nnx.Rngs) -> nnx.Module:
@@ -77,7 +91,9 @@ def stack(make: Callable[[nnx.Rngs], nnx.Module], layers: int, rngs: nnx.Rngs) -
     return nnx.vmap(make, in_axes=0, out_axes=0)(rngs.split(layers))
 
 
-def scan_blocks(blocks: nnx.Module, step: Callable, x: jax.Array, per_layer: Any, remat: str) -> tuple[jax.Array, Any]:
+def scan_blocks(
+    blocks: nnx.Module, step: Callable, x: jax.Array, per_layer: Any, compute: Compute
+) -> tuple[jax.Array, Any]:
     """Runs x through stacked blocks: step(block, x, layer) -> (x, outputs); outputs come back stacked over L."""
     graph, parameters = nnx.split(blocks)
 
@@ -85,6 +101,7 @@ def scan_blocks(blocks: nnx.Module, step: Callable, x: jax.Array, per_layer: Any
         parameters, rest = layer
         return step(nnx.merge(graph, parameters), over_rows(x), rest)
 
-    if REMAT[remat] is not None:
-        body = jax.checkpoint(body, policy=REMAT[remat], prevent_cse=False)
-    return jax.lax.scan(body, x, (parameters, per_layer))
+    if REMAT[compute.remat] is not None:
+        # A loop of one layer leaves nothing to merge across it; unrolled, what is computed again could be.
+        body = jax.checkpoint(body, policy=REMAT[compute.remat], prevent_cse=compute.unroll > 1)
+    return jax.lax.scan(body, x, (parameters, per_layer), unroll=compute.unroll)

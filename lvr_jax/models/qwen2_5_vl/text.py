@@ -15,7 +15,7 @@ from flax import nnx
 from lvr_jax.models.attention import Keys, Queries, attention
 from lvr_jax.models.precision import wide
 from lvr_jax.models.qwen2_5_vl.config import TextConfig
-from lvr_jax.models.qwen2_5_vl.layers import Compute, SwiGLU, ones, rms_norm, scan_blocks, stack, weight, zeros
+from lvr_jax.models.qwen2_5_vl.layers import Compute, SwiGLU, flat, ones, rms_norm, scan_blocks, stack, weight, zeros
 from lvr_jax.models.qwen2_5_vl.rope import mrope_table, rotate
 
 
@@ -68,7 +68,8 @@ class DecoderBlock(nnx.Module):
         self.mlp = SwiGLU(rngs, D, c.intermediate, bias=False)
 
     def project(self, x, kernel, bias):
-        return jnp.einsum("BTD,DNH->BTNH", x, kernel[...].astype(x.dtype)) + bias[...].astype(x.dtype)
+        y = jnp.einsum("RD,DNH->RNH", flat(x), kernel[...].astype(x.dtype)) + bias[...].astype(x.dtype)
+        return y.reshape(*x.shape[:2], *y.shape[1:])                                     # [B, T, N, H]
 
     def __call__(self, x, tokens: Tokens, table, past: Sequence[Keys], compute: Compute, taps: Collection[str]):
         """x [B, T, D] -> (x, own keys [B, T, K, H], own values, taps)."""
@@ -84,7 +85,7 @@ class DecoderBlock(nnx.Module):
         y, weights = attention(
             queries, *past, own, implementation="xla" if past else compute.attention, weights=wanted
         )
-        x = x + jnp.einsum("BTNH,NHD->BTD", y, self.out[...].astype(x.dtype))
+        x = x + jnp.einsum("RNH,NHD->RD", flat(y), self.out[...].astype(x.dtype)).reshape(x.shape)
         x = x + self.mlp(rms_norm(x, self.mlp_norm, eps))
         out = {"attention": weights} if wanted else {}
         if "states" in taps:
@@ -132,7 +133,7 @@ class Decoder(nnx.Module):
             return x, ((k, v) if keep_cache else None, out)
 
         layers = [(cache.k.astype(compute.dtype), cache.v.astype(compute.dtype)) for cache in past]
-        x, (own, out) = scan_blocks(self.blocks, step, x, layers, compute.remat)
+        x, (own, out) = scan_blocks(self.blocks, step, x, layers, compute)
         if "states" in taps:
             out["states"] = jnp.concatenate([embedded[None], out["states"]])
         hidden = rms_norm(x, self.norm, c.norm_eps)

@@ -137,6 +137,6 @@ class VisionTower(nnx.Module):
             return x, x if "vision_states" in taps else None
 
         embedded = x
-        x, states = scan_blocks(self.blocks, step, x, full, compute.remat)
+        x, states = scan_blocks(self.blocks, step, x, full, compute)
         out = {"vision_states": jnp.concatenate([embedded[None], states])} if "vision_states" in taps else {}
         return self.merger(x), out
