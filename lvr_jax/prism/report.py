@@ -2,7 +2,8 @@
 
     report.html           everything, in one file that needs no network
     report.json           the analyses of all checkpoints
-    figures/*.png, *.pdf  tables/*.csv, and tables/answers-NAME.csv: every item under every condition
+    figures/*.png, *.pdf  items of the gallery as png alone
+    tables/*.csv          answers-NAME.csv: every item under every condition
 """
 
 import csv
@@ -110,9 +111,11 @@ def _item(files: "_Files", audit: Audit, a: Mapping, index: int) -> dict:
 
 
 def _picture(files: "_Files", key: str, figure: Figure, caption: str, kind: str = "svg") -> dict:
-    for each in ("png", "pdf"):
-        files.put(f"figures/{key}.{each}", page.image_bytes(figure, each))
-    return {"key": key, "caption": caption, "source": page.inline(page.image_bytes(figure, kind), kind)}
+    """Drawn once a format: figures as svg in the page, png and pdf beside it; photographs as png."""
+    drawn = {each: page.image_bytes(figure, each) for each in (("svg", "png", "pdf") if kind == "svg" else ("png",))}
+    for each in drawn.keys() - {"svg"}:
+        files.put(f"figures/{key}.{each}", drawn[each])
+    return {"key": key, "caption": caption, "source": page.inline(drawn[kind], kind)}
 
 
 def slug(name: str) -> str:

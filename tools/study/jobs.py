@@ -151,8 +151,8 @@ def prism_settings(config: ConfigDict, run: Run) -> dict:
     return {
         "checkpoint": run.checkpoint, "names": run.name, "benchmark": "digit_search", "options": scenes,
         "switches": "max_new_tokens=48", "budget": config.budget, "rows": 50, "programs": 1,
-        "conditions.sigmas": tuple(config.sigmas), "alignment.latents": 16, "alignment.count": config.audited,
-        "draws": config.draws, "gallery": 2, "report": False,
+        "conditions.sigmas": tuple(config.sigmas), "conditions.per_latent": "step_mean", "alignment.latents": 16,
+        "alignment.count": config.audited, "draws": config.draws, "gallery": 2, "report": False,
     }  # fmt: skip
 
 
