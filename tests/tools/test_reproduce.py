@@ -191,7 +191,7 @@ def test_the_study_ends_in_a_report_of_all_settings(whole):
     assert "All runs" in page and "The same interventions in every setting" in page and "Table 4" in page
     analyses = json.loads((workdir / "report/report.json").read_text())
     assert [a["name"] for a in analyses] == ["lvr", "bottleneck: lvr"]
-    behind = json.loads((workdir / "runs/bottleneck/train/export/files/config.json").read_text())
+    behind = json.loads((workdir / "runs/bottleneck/train/export/hf/config.json").read_text())
     assert behind["lvr_attention"] == "bottleneck"
 
 

@@ -10,7 +10,7 @@ pytestmark = pytest.mark.slow
 MESH = {"mesh__data": 2, "mesh__fsdp": 2, "mesh__tensor": 2}
 SLICES = {"slices": 2, "mesh__data": 2, "mesh__fsdp": 4}
 # Noise is drawn, rows are packed, and two shards of the data keep the order whoever reads them.
-RUN = {"variant": "n_lvr", "steps": 4, "shards": 2}
+RUN = {"variant": "n_lvr", "steps": 4, "shards": 2, "rows": 8}
 
 
 def two_processes(run: dict) -> None:
