@@ -26,6 +26,7 @@ def get_config(which: str = ""):
     config = ml_collections.ConfigDict()
     config.checkpoint = ""              # folders, comma between them
     config.names = ""                   # how the report calls them; default: the folders' names
+    config.variants = ""                # "lvr,lvr,n_lvr": which checkpoints are training seeds of one; default: none
     config.system = ""                  # latent system; default: what config.json and tokenizer say
     config.benchmark = "vstar"
     config.folder = ""                  # where the benchmark was downloaded to

@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workdir", type=Path, required=True, help="folder for what is made on the way")
     parser.add_argument("--output", type=Path, required=True, help="the Hugging Face folder to write")
-    parser.add_argument("--warm-up-steps", type=int, default=2500, metavar="N")
+    parser.add_argument("--warm-up-steps", type=int, default=900, metavar="N")
     parser.add_argument("--steps", type=int, metavar="N", help="of configs/tiny_base.py (default: its own)")
     parser.add_argument("--seed", type=int, default=1, help="the experiments draw their scenes with seed 0")
     options = parser.parse_args(arguments)

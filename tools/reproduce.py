@@ -64,8 +64,10 @@ def reproduce(config, workdir: Path) -> None:
     for job in missing:
         if lacking := set(job.after) - made:
             raise ValueError(f"only={config.only}: {job.name} needs {sorted(lacking)[0]!r}, which is not done")
-    say(f"{len(todo) - len(missing)} of {len(todo)} jobs are done already; "
-        + (workers.forecast(missing) if missing else "nothing to train or measure"))  # fmt: skip
+    if missing:
+        say(f"{len(todo) - len(missing)} of {len(todo)} jobs are done already; {workers.forecast(missing)}")
+    else:
+        say("nothing to train or measure")
     workers.run(todo, PROGRESS.value)
     if "report" in wanted:
         say("report")

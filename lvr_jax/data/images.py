@@ -38,7 +38,9 @@ class ImageError(DataError):
     """A picture that cannot be read or resized."""
 
 
-def _name(source: ImageSource) -> str:
+def _name(source: ImageSource | Image.Image) -> str:
+    if isinstance(source, Image.Image):
+        return f"of {source.height} x {source.width} pixels"
     if isinstance(source, bytes):
         return f"of {len(source):,} encoded bytes"
     return f"array {source.shape}" if isinstance(source, np.ndarray) else os.fspath(source)
@@ -66,6 +68,11 @@ def load_image(source: ImageSource) -> np.ndarray:
     Raises ImageError naming the file if it is missing, unreadable, truncated, above Pillow's limit for decompression
     bombs (179 megapixels unless `PIL.Image.MAX_IMAGE_PIXELS` says otherwise) or has more than 8 bits a channel.
     """
+    return np.asarray(_decoded(source))
+
+
+def _decoded(source: ImageSource | Image.Image) -> np.ndarray | Image.Image:
+    """The checked array, or RGB as Pillow holds it."""
     if isinstance(source, np.ndarray):
         if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3 or not source.size:
             raise ImageError(f"image array {source.dtype} {source.shape}: expected uint8 [H, W, 3], not empty")
@@ -74,9 +81,11 @@ def load_image(source: ImageSource) -> np.ndarray:
     from etils import epath
 
     try:
+        if isinstance(source, Image.Image):
+            return _to_rgb(source)
         encoded = source if isinstance(source, bytes) else epath.Path(source).read_bytes()
         with Image.open(io.BytesIO(encoded)) as image:
-            return np.asarray(_to_rgb(image))
+            return _to_rgb(image)
     except ImageError as error:
         raise ImageError(f"image {_name(source)}: {error}") from error
     # Whatever a decoder stumbles over (OSError, SyntaxError, struct.error, ...) is a fault of this file.
@@ -123,27 +132,32 @@ def smart_resize(
     return h, w
 
 
-def resize(image: np.ndarray, min_pixels: int, max_pixels: int, *, rule: str = "processor") -> np.ndarray:
-    """Pillow's bicubic resize of uint8 [H, W, 3] to `smart_resize`'s size; the same array where that changes nothing.
+def resize(
+    image: np.ndarray | Image.Image, min_pixels: int, max_pixels: int, *, rule: str = "processor"
+) -> np.ndarray | Image.Image:
+    """Pillow's bicubic resize of RGB to `smart_resize`'s size -> Pillow's picture; the same where that changes nothing.
 
     Pillow itself returns a copy for an unchanged size, so skipping the call changes no pixel.
     """
-    height, width = image.shape[:2]
+    width, height = image.size if isinstance(image, Image.Image) else image.shape[1::-1]
     h, w = smart_resize(height, width, min_pixels=min_pixels, max_pixels=max_pixels, rule=rule)
     if (h, w) == (height, width):
         return image
-    return np.asarray(Image.fromarray(image).resize((w, h), Image.Resampling.BICUBIC))
+    picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    return picture.resize((w, h), Image.Resampling.BICUBIC)
 
 
-def prepare_image(source: ImageSource, min_pixels: int, max_pixels: int, *, protocol: str = "train") -> np.ndarray:
-    """Loads and resizes by a named protocol -> uint8 [H, W, 3], sides multiples of 28.
+def prepare_image(
+    source: ImageSource | Image.Image, min_pixels: int, max_pixels: int, *, protocol: str = "train"
+) -> np.ndarray:
+    """Loads (or takes Pillow's) and resizes by a named protocol -> uint8 [H, W, 3], sides multiples of 28.
 
     "train": one resize, as the training code. "evaluate": the paper's evaluation, first by the defaults of
     qwen-vl-utils and then by the checkpoint's limits (the ones given here). "processor": Hugging Face's processor.
     """
     if protocol not in PROTOCOLS:
         raise ImageError(f"image protocol {protocol!r}: expected one of {', '.join(PROTOCOLS)}")
-    image = load_image(source)
+    image = _decoded(source)
     try:
         for rule, limits in PROTOCOLS[protocol]:
             image = resize(image, *(limits or (min_pixels, max_pixels)), rule=rule)
@@ -151,7 +165,7 @@ def prepare_image(source: ImageSource, min_pixels: int, max_pixels: int, *, prot
         if isinstance(source, np.ndarray):
             raise
         raise ImageError(f"image {_name(source)}: {error}") from error
-    return image
+    return np.asarray(image)
 
 
 def patchify(image: np.ndarray) -> tuple[np.ndarray, tuple[int, int, int]]:

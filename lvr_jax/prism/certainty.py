@@ -13,6 +13,7 @@ from lvr_jax.prism.correlation_intervals import (
     item_bootstrap,
     item_covariance,
 )
+from lvr_jax.prism.intervals import Interval
 from lvr_jax.prism.paper import Paper
 from lvr_jax.prism.tables import COLUMNS, HEADS, NOTHING, Table, number
 
@@ -30,7 +31,8 @@ def table(analyses: Sequence[Mapping], paper: Paper) -> Table:
         "r over checkpoints with two 95 % intervals that take the items as drawn: resampled items (the paper resamples "
         "binomially), which is too narrow for so few checkpoints, and one that is calibrated by simulation and covers "
         "95 %. [−1, 1]: the checkpoints differ by no more than chance, so r says nothing. Last: r without each "
-        "checkpoint in turn. Training seeds are not in any of these.",
+        "checkpoint in turn. Of variants with several seeds, the first: "
+        "other seeds are not in any of these.",
         ("x", "y", "whose", "n", "r", "resampled", "calibrated", "without one"), tuple(rows),
     )  # fmt: skip
 
@@ -70,8 +72,11 @@ def _row(head, xs, ys, resampled, covariance) -> tuple[str, ...]:
     if not np.isfinite(found.pearson):          # one side is constant
         return (*head, *[NOTHING] * 4)
     calibrated = calibrated_interval(xs, ys, covariance)
-    between = lambda i: f"[{number(i.low, 2, sign=True)}, {number(i.high, 2, sign=True)}]"  # noqa: E731
-    return (*head, number(found.pearson, 2, sign=True), between(resampled()), between(calibrated), _without(found))
+    return (*head, number(found.pearson, 2, sign=True), bracket(resampled()), bracket(calibrated), _without(found))
+
+
+def bracket(interval: Interval) -> str:
+    return f"[{number(interval.low, 2, sign=True)}, {number(interval.high, 2, sign=True)}]"
 
 
 def _without(found) -> str:

@@ -59,6 +59,9 @@ def run(
     if not folders:
         raise PrismError("checkpoint: none given, expected one folder or several with commas between them")
     labels = labels_of(folders, names(config.names))
+    variants = names(config.variants) or labels
+    if len(variants) != len(folders):
+        raise PrismError(f"variants has {len(variants)} entries, expected {len(folders)}, one a checkpoint")
     settings = settings_of(config)
     audits, analyses = [], []
     for folder, label in zip(folders, labels):
@@ -69,7 +72,7 @@ def run(
     if not config.report:
         return epath.Path(workdir)
     say("report")
-    return report.write(audits, analyses, epath.Path(workdir) / "report")
+    return report.write(audits, analyses, epath.Path(workdir) / "report", variants=variants)
 
 
 def prepare(config: Mapping, settings: Settings, folder: str, label: str, place, progress: bool, say) -> Audit:

@@ -74,7 +74,7 @@ def _alignment(a: Mapping) -> str:
     forced, free = cosine(a), cosine(a, "free_running")
     guesses = {name: value for name, value in stages[-1]["trivial"].items() if value is not None}
     text = f"Cosine with the visual targets is {number(forced, 3)} teacher-forced and "
-    text += "unknown free-running, where no such block was opened" if free is None else f"{number(free, 3)} free-running"
+    text += f"{number(free, 3)} free-running" if free is not None else "unknown free-running: no such block was opened"
     if guesses:
         best = max(guesses, key=guesses.get)
         text += f"; the best guess that knows no question ({best.replace('_', ' ')}) scores {number(guesses[best], 3)}"

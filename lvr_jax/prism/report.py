@@ -17,7 +17,7 @@ from etils import epath
 from matplotlib.figure import Figure
 
 from lvr_jax.checkpoints.errors import disk_full_is_one_line
-from lvr_jax.prism import certainty, figures, gallery, page, prose, tables
+from lvr_jax.prism import certainty, figures, gallery, page, prose, replicates, tables
 from lvr_jax.prism import settings as compared
 from lvr_jax.prism.audit import Audit
 from lvr_jax.prism.corruptions import is_content
@@ -36,26 +36,33 @@ METHOD = (
     "without reading.",
     "Teacher-forced cosine sees the targets as inputs; free-running cosine is what the answer is made with.",
     "First-order sensitivity is local: where measured spread leaves the line, the margin is not linear in the latents.",
-    "One benchmark and one training run per checkpoint: differences between checkpoints may be differences of seeds.",
+    "One benchmark; where a variant has one training run, differences between variants may be differences of seeds.",
 )
 
 
 def write(
     audits: Sequence[Audit], analyses: Sequence[Mapping], folder, *, title: str = "", settings: Sequence[str] = (),
-    lead: Sequence[Table] = (),
+    variants: Sequence[str] = (), lead: Sequence[Table] = (),
 ) -> epath.Path:  # fmt: skip
     """Writes the whole report into `folder`; returns the page's path. Each file is there completely or not at all.
 
-    settings: of each checkpoint, where there are several: they are compared first, and the paper's tables and figures
-    are of the first setting alone. lead: tables that stand before all others.
+    settings: of each checkpoint, where there are several: they are compared first. variants: of each checkpoint, where
+    some are training seeds of one. The paper's tables and figures are of the first setting, a seed a variant. lead:
+    tables that stand before all others.
     """
     folder, paper = epath.Path(folder), load_paper()
     files = _Files(folder)
-    first, before, across = list(analyses), list(lead), []
+    settings = settings or [""] * len(analyses)
+    variants = variants or [a["name"] for a in analyses]
+    before, across = list(lead), []
     if len(set(settings)) > 1:
-        first = [a for a, setting in zip(analyses, settings) if setting == settings[0]]
         before.append(compared.table(analyses, settings))
-        across.append(_picture(files, "settings", compared.figure(analyses, settings), compared.CAPTION))
+        across.append(_picture(files, "settings", compared.figure(analyses, settings, variants), compared.CAPTION))
+    in_first = [n for n, setting in enumerate(settings) if setting == settings[0]]
+    several, names = [analyses[n] for n in in_first], [variants[n] for n in in_first]
+    first = [several[n] for n in replicates.first_seeds(names)]
+    if len(set(variants)) < len(variants):
+        before += [replicates.spread(analyses, variants), replicates.correlations(several, names)]
     shared = figures.of_paper(first, paper) | {"sigma-curve": figures.sigma_curve(first)}
     common = [*tables.of_paper(first, paper), certainty.table(first, paper)]
     shown = [_picture(files, key, figure, figures.CAPTIONS[key]) for key, figure in shared.items() if figure]

@@ -215,8 +215,8 @@ import os, signal, sys
 sys.path[:0] = [{tests!r}]
 import jax, test_runner as t
 from lvr_jax.evaluation import generation
-generation.program = jax.jit(generation.answer, static_argnums=0, static_argnames=("decoding", "steps", "compute", "attention"),
-                             compiler_options=t.QUICK)
+names = ("decoding", "steps", "compute", "attention")
+generation.program = jax.jit(generation.answer, static_argnums=0, static_argnames=names, compiler_options=t.QUICK)
 read, calls = generation.Generation.read, []
 def read_and_die(self, *arguments):
     calls.append(1)

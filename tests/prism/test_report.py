@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lvr_jax.latents import conditions as cond
-from lvr_jax.prism import certainty, corruptions, figures, page, prose, readout, report, tables
+from lvr_jax.prism import certainty, corruptions, figures, page, prose, readout, replicates, report, settings, tables
 from lvr_jax.prism.audit import curve, knock_outs, plain
 from lvr_jax.prism.outcomes import Outcomes, effects, verdict
 from lvr_jax.prism.paper import load_paper
@@ -232,3 +232,46 @@ def test_the_correlations_carry_their_uncertainty():
     alike = [dict(three[0], alignment=a["alignment"]) for a in three]
     assert certainty.table(alike, paper).rows[0][4:] == ("–",) * 4, "equal accuracies have no r"
     assert certainty.table(three[:2], paper).rows[0][4:] == ("–",) * 4
+
+
+def seeds_of_three_variants(wobble: float) -> tuple[list[dict], list[str]]:
+    """Three seeds each, interleaved; accuracy falls as cosine rises, and between seeds they rise together."""
+    runs, variants = [], []
+    for seed in range(3):
+        for n, lost in enumerate((0.1, 0.4, 0.7)):
+            outcomes = found(lost, seed=3 * n + seed)
+            a = analysis(f"v{n}, seed {seed}", outcomes)
+            a["answers"] = [{"right": dict(zip(CONDITIONS, item))} for item in outcomes.right.T.tolist()]
+            a["clean"]["accuracy"]["point"] = 0.9 - 0.2 * n + wobble * (seed - 1)
+            a["alignment"] = {"latent": {"teacher_forced": {"mean_cosine": 0.2 + 0.3 * n + wobble * (seed - 1)}}}
+            runs.append(a)
+            variants.append(f"v{n}")
+    return runs, variants
+
+
+def test_seeds_of_a_variant_are_one_row_and_their_correlations_are_split():
+    runs, variants = seeds_of_three_variants(0.01)
+    rows = rows_of(replicates.spread(runs, variants))
+    assert list(rows) == ["v0", "v1", "v2"] and rows["v1"]["seeds"] == "3"
+    assert rows["v1"]["accuracy"] == "70.0 ± 1.0" and rows["v2"]["cosine, taught"] == "0.800 ± 0.010"
+    zeros = [next(e["stats"]["delta"] for e in a["conditions"] if e["name"] == "zero") for a in runs[1::3]]
+    assert rows["v1"]["zeros"] == f"{tables.points(np.mean(zeros))} ± {tables.percent(np.std(zeros, ddof=1))}"
+    assert rows["v1"]["verdicts"] == f"{runs[1]['verdict']['kind']} 3" and rows["v1"]["oracle latents"] == "–"
+    one = dict(zip(*(lambda t: (t.columns, t.rows[0]))(replicates.correlations(runs, variants))))
+    assert (one["variants × seeds"], one["r between"], one["r within"]) == ("3 × 3", "−1.00", "+1.00")
+    assert float(one["between, x"]) > 0.9
+    for fewer in (slice(0, 8), slice(0, 3)):
+        assert set(replicates.correlations(runs[fewer], variants[fewer]).rows[0][2:]) == {"–"}
+
+
+def test_a_report_of_several_seeds_keeps_one_of_each_for_the_papers_tables(tmp_path):
+    runs, variants = seeds_of_three_variants(0.01)
+    places = ["plain"] * 9 + ["masked"]
+    runs.append(analysis("masked", found(0.2)))
+    report.write([], runs, tmp_path, settings=places, variants=[*variants, "masked"])
+    read = lambda name: list(csv.DictReader(io.StringIO((tmp_path / f"tables/{name}.csv").read_text())))  # noqa: E731
+    assert [r["checkpoint"] for r in read("table-4") if r["source"] == "run"] == [f"v{n}, seed 0" for n in range(3)]
+    assert [r["variant"] for r in read("seeds")] == ["v0", "v1", "v2", "masked"]
+    assert len(read("settings")) == 10 and read("seed-correlations")[0]["variants × seeds"] == "3 × 3"
+    drawn = settings.figure(runs, places, [*variants, "masked"])
+    assert [text.get_text() for text in drawn.axes[0].get_legend().get_texts()] == ["v0", "v1", "v2"]

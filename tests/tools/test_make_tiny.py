@@ -36,7 +36,7 @@ def test_every_token_is_told_what_lies_mostly_in_it():
 
 def test_words_of_the_scenes_are_single_tokens_and_ids_are_those_of_the_config():
     tokenizer, config = make_tokenizer(), SIZES["tiny"]
-    for word in (*COLOUR_NAMES, *warm_up.DIGITS, *(f" {c}" for c in COLOUR_NAMES)):
+    for word in (*COLOUR_NAMES, *warm_up.DIGITS, *(f" {c}" for c in (*COLOUR_NAMES, *"ABCD"))):
         assert len(tokenizer.encode(word)) == 1, word
     assert tokenizer.id("<|image_pad|>") == config.image_token_id
     assert tokenizer.id("<|video_pad|>") == config.video_token_id

@@ -144,6 +144,7 @@ def test_a_killed_audit_goes_on_to_an_identical_report(whole, checkpoints, tmp_p
     ({"capture.layers": "some"}, "capture.layers is 'some', expected last, all"),
     ({"conditions.sigmas": (0.1, -1.0)}, "expected numbers above 0"),
     ({"names": "one,two,three"}, "names has 3 entries, expected 1"),
+    ({"variants": "one,two"}, "variants has 2 entries, expected 1"),
     ({"names": "report"}, "cannot be called 'report'"),
     ({"attention": "clean,donor_paper"}, "'donor_paper' is not among the audit's conditions"),
 ])  # fmt: skip

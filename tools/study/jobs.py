@@ -28,8 +28,12 @@ class Run:
 
     @property
     def name(self) -> str:
-        own = self.config if self.setting == "plain" else f"{self.setting}: lvr"
-        return f"{own}, seed {self.seed}" if self.seed else own
+        return f"{self.variant}, seed {self.seed}" if self.seed else self.variant
+
+    @property
+    def variant(self) -> str:
+        """What runs with other seeds share."""
+        return self.config if self.setting == "plain" else f"{self.setting}: lvr"
 
     @property
     def checkpoint(self) -> Path:

@@ -19,13 +19,14 @@ SHOWN = {"zero": "zeros", "donor": "swapped", "markers_only": "removed", "oracle
 
 def write_report(config: ConfigDict, workdir: Path) -> tuple[epath.Path, Table]:
     """The page, and the headline. What was audited is read from its folders; nothing is run again."""
-    audits, analyses, settings, rows = [], {}, [], []
+    audits, analyses, settings, variants, rows = [], {}, [], [], []
     for run in runs(config, workdir):
         if run.config not in TEXT_ONLY:
             audit = _audit(config, run)
             analyses[run.name] = audit.run()
             audits.append(audit)
             settings.append(run.setting)
+            variants.append(run.variant)
         rows.append(_row(run, analyses.get(run.name)))
     table = Table(
         "headline", "All runs",
@@ -34,7 +35,7 @@ def write_report(config: ConfigDict, workdir: Path) -> tuple[epath.Path, Table]:
         ("run", "setting", "accuracy", "cosine, taught", "cosine, free", *SHOWN.values(), "latents are"), tuple(rows),
     )  # fmt: skip
     page = report.write(audits, list(analyses.values()), workdir / "report", title="Cosine misleads, in miniature",
-                        settings=settings, lead=[table])  # fmt: skip
+                        settings=settings, variants=variants, lead=[table])  # fmt: skip
     return page, table
 
 

@@ -42,12 +42,13 @@ def make_tokenizer() -> ChatTokenizer:
 
 
 def _texts():
-    """Conversations as training lays them out, and each answer as it stands at the start of a reply."""
+    """Conversations as training lays them out, answers as they end a reply, and words as they start one."""
     attributes = ("colour", "digit")
     for kinds, options, count in ((attributes, 4, 600), (attributes, 0, 200), (("position",), 2, 200)):
         scenes = DigitSearch(count, kinds=kinds, options=options)
         for sample in map(scenes.__getitem__, range(count)):
             yield f"system\nYou are a helpful assistant.\nuser\n{sample.question}\nassistant\n{sample.answer}"
-            yield f" <answer> {sample.letter or 'A'} </answer>\n"
+            # Every letter, so that each is one token: margins are read between single tokens.
+            yield from (f" <answer> {letter} </answer>\n" for letter in "ABCD")
     for word, _ in itertools.product(COLOUR_NAMES, range(200)):
         yield f"{word} {word}"
