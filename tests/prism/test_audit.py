@@ -5,13 +5,16 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 import planted  # noqa: E402
 
-from lvr_jax.prism import experiment  # noqa: E402
+from lvr_jax.latents import sweep  # noqa: E402
+from lvr_jax.prism import corruptions, experiment  # noqa: E402
+from lvr_jax.prism.outcomes import outcomes, verdict  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 
@@ -48,6 +51,26 @@ def test_the_verdict_on_a_planted_checkpoint_is_right(analyses, use, kind):
     assert found["clean"]["accuracy"]["point"] > 0.85 and found["clean"]["triggered"] == 191
     assert found["verdict"]["kind"] == kind, found["verdict"]["sentence"]
     assert found["sham"]["flips"] == 0 and found["sham"]["margin_moved"] < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("use, kind", [("carrier", "load-bearing"), ("ignored", "ignored"), ("partly", "partly")])
+def test_the_verdict_on_a_planted_checkpoint_is_right_for_fifty_draws_of_191_items(tmp_path, use, kind):
+    """Of a pool five times as large, which the checkpoint answers once under every condition."""
+    pool, drawn = 5 * 191, np.random.default_rng(0)
+    c = config(**{
+        "checkpoint": str(planted.plant(use, tmp_path / use)), "benchmark": "jsonl", "budget": 3, "rows": 191,
+        "folder": str(planted.benchmark(tmp_path / "set", pool)), "switches": "max_new_tokens=12",
+    })  # fmt: skip
+    audit = experiment.prepare(c, experiment.settings_of(c), c.checkpoint, use, tmp_path / "run", False, print)
+    conditions = corruptions.grid(["donor", "mean", "permuted"], (), (), (), (), 3)
+    sweep.run(audit._sweeper("corruption"), audit.items.prompts(), conditions, tmp_path / "sweep")
+    found = outcomes(audit.items, sweep.read(tmp_path / "sweep"))
+    verdicts = []
+    for seed in range(50):
+        chosen = np.isin(np.arange(pool), drawn.choice(pool, 191, replace=False))
+        verdicts.append(verdict(found.of(chosen), audit.items.options[chosen], level=0.95, draws=500, seed=seed))
+    assert [v.kind for v in verdicts] == [kind] * 50
 
 
 @pytest.mark.slow
