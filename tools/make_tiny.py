@@ -28,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from configs import tiny_base
 from lvr_jax.checkpoints import CheckpointError, save_params, to_hf
+from lvr_jax.data.digit_pictures import COLOUR_NAMES
 from lvr_jax.data.tokenizers import IM_END, ChatTokenizer
 from lvr_jax.evaluation.protocol import protocol
 from lvr_jax.evaluation.runner import load_benchmark, run
@@ -39,7 +40,7 @@ from lvr_jax.models.qwen2_5_vl.params import shapes
 from lvr_jax.training.loop import TrainingFailed, train
 from tiny.card import card
 from tiny.tokenizer import make_tokenizer
-from tiny.warm_up import warm_up
+from tiny.warm_up import same_words, warm_up
 
 CONFIG = SIZES["tiny"]
 # Matrices start five times wider than published checkpoints do: 0.1, about the inverse root of the widths here.
@@ -97,6 +98,7 @@ def once(path: Path, stage: Callable[[], dict]) -> dict:
 def _warm_up(options: argparse.Namespace) -> dict:
     tokenizer = make_tokenizer()
     params, found = warm_up(initial(options.seed), CONFIG, tokenizer, steps=options.warm_up_steps)
+    params["text"]["embed"] = same_words(params["text"]["embed"], tokenizer, COLOUR_NAMES)
     files = options.workdir / "files"
     write_files(files, tokenizer, CONFIG)
     save_params(options.workdir / "warm_up", params, CONFIG, files=files, overwrite=True)

@@ -74,6 +74,17 @@ def word_rows(tokenizer: ChatTokenizer, words: tuple[str, ...]) -> np.ndarray:
     return ids
 
 
+def same_words(embed: jax.Array, tokenizer: ChatTokenizer, words: tuple[str, ...]) -> jax.Array:
+    """Embeddings [V, D] in which a word after a space begins as the word without, and letters as those of the options.
+
+    Any large text teaches a network as much; here nothing else would say that " red" in an option is the "red" of a
+    reply, and what letters are for was not found in thousands of steps.
+    """
+    pairs = [(f" {word}", word) for word in words] + [(f" {letter}", f"({letter}") for letter in "ABCD"]
+    of, like = (np.array([tokenizer.encode(text) for text in side]) for side in zip(*pairs))
+    return embed.at[of[:, 0]].set(embed[like[:, 0]])
+
+
 def _loss(trained: dict, batch: dict, graph: nnx.GraphDef, layout: VisionLayout, rows: dict[str, np.ndarray]):
     model = nnx.merge(graph, trained["params"])
     over = lambda x: jnp.broadcast_to(x, (batch["patches"].shape[0], *x.shape))  # noqa: E731
