@@ -16,6 +16,8 @@ def get_config(size: str = "3b"):
     c.data.template = "p_lvr_2"
     c.objective.normalisation = "sum_of_means"
     c.objective.stage_weights = (1.0, 1.0)
+    if size == "tiny":
+        c.data.tokens = 184
     c.system.name = "p_lvr"
     c.system.budget = 4 if size == "tiny" else 16       # latents of the target stage; twice as many of the context
     return c

@@ -14,6 +14,8 @@ def get_config(size: str = "3b"):
     c = p_lvr_2.get_config(size)
     c.name = "p_lvr_3"
     c.data.template = "p_lvr_3"
+    if size == "tiny":
+        c.data.tokens = 200
     c.objective.stage_weights = (1.0, 0.0, 1.0)
     c.objective.diversity = 0.01
     return c

@@ -21,7 +21,7 @@ def get_config():
         "plain": "base,sft,lvr,n_lvr,d_lvr,p_lvr_2,p_lvr_3", "bottleneck": "bottleneck", "masked": "masked_input",
     })  # fmt: skip
     c.seeds = (0,)
-    c.train = ConfigDict({"steps": 400, "rows": 16})        # of two questions each
+    c.train = ConfigDict({"steps": 320, "rows": 16})        # of two questions each
     c.questions = 1000              # scored for accuracy
     c.audited = 400                 # of them, under every condition
     c.budget = 4                    # latents a block; twice as many in a context stage

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from study import jobs as study
 from study.jobs import Job
-from study.workers import Forecast, JobFailed, Workers
+from study.workers import BELIEVED, Forecast, JobFailed, Workers
 
 ROOT = Path(__file__).resolve().parents[2]
 if str(ROOT) not in sys.path:
@@ -148,9 +148,9 @@ def test_the_forecast_is_bound_by_the_longest_chain_and_learns(tmp_path):
     ]  # fmt: skip
     forecast = Forecast(jobs, 2)
     assert forecast.look(set(), []) == (0, 40), "a then b take longer than half of everything"
-    forecast.learn(jobs[0], 21)         # twice as long as was thought (1 second each is assumed seen)
+    forecast.learn(jobs[0], 10 + BELIEVED / 2)
     share, left = forecast.look({"a"}, [])
-    assert share == pytest.approx(10 / 44) and left == pytest.approx(30 * 22 / 11)
+    assert share == pytest.approx(10 / 44) and left == pytest.approx(30 * (10 + 1.5 * BELIEVED) / (10 + BELIEVED))
 
 
 # The whole ---------------------------------------------------------------------------------------------------------

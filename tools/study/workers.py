@@ -20,6 +20,7 @@ from tqdm import tqdm
 from study.jobs import ROOT, Job
 
 SHOWN = 15          # lines of a failed job's log
+BELIEVED = 120.0    # seconds of work after which this machine's own pace counts as much as the expected one
 
 
 class JobFailed(RuntimeError):
@@ -158,7 +159,7 @@ class Forecast:
 
     def __init__(self, jobs: Sequence[Job], cores: int):
         self.jobs, self.cores = tuple(jobs), cores
-        self.expected, self.taken = 1.0, 1.0
+        self.expected, self.taken = BELIEVED, BELIEVED
 
     def learn(self, job: Job, seconds: float) -> None:
         self.expected += job.seconds
