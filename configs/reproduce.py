@@ -21,7 +21,7 @@ def get_config():
         "plain": "base,sft,lvr,n_lvr,d_lvr,p_lvr_2,p_lvr_3", "bottleneck": "bottleneck", "masked": "masked_input",
     })  # fmt: skip
     c.seeds = (0,)
-    c.train = ConfigDict({"steps": 320, "rows": 16})        # of two questions each
+    c.train = ConfigDict({"steps": 300, "rows": 16})        # of two questions each
     c.questions = 1000              # scored for accuracy
     c.audited = 400                 # of them, under every condition
     c.budget = 4                    # latents a block; twice as many in a context stage
@@ -30,5 +30,5 @@ def get_config():
     c.only = ""                     # stages, with commas: convert, train, evaluate, audit, report; all if empty
     c.workers = 0                   # processes of one thread each; 0: one a core
     # Expected seconds of one core, for the forecast: a step, an audit, an evaluation, the start of a process.
-    c.seconds = ConfigDict({"step": 0.35, "audit": 60.0, "evaluate": 15.0, "start": 12.0})
+    c.seconds = ConfigDict({"step": 0.55, "audit": 90.0, "evaluate": 15.0, "start": 12.0})
     return c
