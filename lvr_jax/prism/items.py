@@ -187,7 +187,7 @@ class Items:
     def places(self, ids: Sequence[str]) -> np.ndarray:
         """Where in the benchmark each of these items is."""
         at = {name: n for n, name in enumerate(self.ids)}
-        return np.array([at[name] for name in ids])
+        return np.array([at[name] for name in ids], int)
 
 
 class _Lazily(Mapping):
