@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
+from lvr_jax.prism import experiment as prism
 from study import jobs as study
 from study.jobs import Job
 from study.workers import BELIEVED, Forecast, JobFailed, Workers
@@ -51,7 +52,11 @@ def test_seeds_are_runs_of_their_own(tmp_path):
     assert len(three) - 1 == 3 * (len(one) - 1)         # one conversion
     assert {job.name: job.key for job in one}.items() <= {job.name: job.key for job in three}.items()
     forks = {job.name: job.after[1] for job in three if job.name.startswith("train d_lvr")}
-    assert forks["train d_lvr, seed 2"] == "train lvr, seed 2"
+    assert forks["train d_lvr seed 2"] == "train lvr seed 2"
+    # A name is one entry of the audit's list, which has commas between names.
+    c = config(seeds=(0, 1, 2))
+    for run in study.runs(c, tmp_path):
+        assert prism.labels_of(("folder",), prism.names(study.prism_settings(c, run)["names"])) == (run.name,)
 
 
 def test_a_change_concerns_what_depends_on_it_and_nothing_else(tmp_path):

@@ -28,7 +28,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        return f"{self.variant}, seed {self.seed}" if self.seed else self.variant
+        return f"{self.variant} seed {self.seed}" if self.seed else self.variant
 
     @property
     def variant(self) -> str:

@@ -21,8 +21,8 @@ merger), made from nothing by `python tools/make_tiny.py`. It is the base of the
 
 1. Vision warm-up, {warm_steps} steps, {warm_minutes:.1f} minutes: **every image token is told which digit it shows and
    in which colour**, from the scenes' own boxes. Afterwards {digit:.1%} (digit) and {colour:.1%} (colour) of the tokens
-   of held-out scenes are named right. Then words after a space, and letters, get the embedding of their twins (" red" of
-   "red", " B" of "(B").
+   of held-out scenes are named right. Then words after a space, and letters, get the embedding of their twins (" red"
+   of "red", " B" of "(B").
 2. Digit search (`configs/tiny_base.py`), {steps} steps, {minutes:.1f} minutes: the answer alone; tower and merger are
    frozen.
 
