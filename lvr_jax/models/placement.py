@@ -28,3 +28,17 @@ def over_rows(x: jax.Array) -> jax.Array:
     """Keeps rows [B, ...] where the batch has them, all else of them whole."""
     axes = row_axes(x.shape[0])
     return jax.lax.with_sharding_constraint(x, PartitionSpec(axes)) if axes else x
+
+
+def looked_up(x: jax.Array) -> jax.Array:
+    """Rows [B, ..., D] of a table whose D is cut over `fsdp`, on their way to the chips of their rows.
+
+    They are read in the table's cut and leave it within one part of `data`. Without that stop their gradients are
+    gathered, every row of the batch to every chip and across slices, before they are added to the table.
+    """
+    axes, mesh = row_axes(x.shape[0]), ambient()
+    if "fsdp" not in axes or x.shape[-1] % mesh.shape["fsdp"]:
+        return over_rows(x)
+    rows = tuple(axis for axis in axes if axis != "fsdp")
+    as_the_table = PartitionSpec(rows, *(None,) * (x.ndim - 2), "fsdp")
+    return over_rows(jax.lax.with_sharding_constraint(x, as_the_table))

@@ -17,6 +17,7 @@ import pytest
 
 from aot import hlo, programs, report
 from aot.slices import ENVIRONMENT, Slice
+from lvr_jax.checkpoints.orbax_io import flat
 from lvr_jax.models.qwen2_5_vl import config as networks
 from lvr_jax.training.experiment import Experiment
 from lvr_jax.training.partitioning import make_mesh
@@ -122,10 +123,17 @@ def test_splash_attention_is_in_the_program_at_both_head_widths(short):
     assert any(T in shape for shape in ids) and any(P in shape for shape in ids), "with segment ids"
 
 
-def test_the_data_axis_crosses_slices_and_no_other_does():
-    """Two slices that a data-centre network joins: weights are gathered within each."""
-    mesh = make_mesh({"data": 2, "fsdp": -1}, Slice.of("v5e:2x2*2").devices)
-    assert [{device.slice_index for device in part.flat} for part in mesh.devices] == [{0}, {1}]
+def test_between_slices_only_sums_of_gradients_travel():
+    """Two slices that a data-centre network joins: weights are gathered within each, and rows stay in theirs."""
+    experiment, found = short_step("v5e:2x2*2", data=2)
+    assert [{device.slice_index for device in part.flat} for part in experiment.mesh.devices] == [{0}, {1}]
+    between = [c for c in hlo.collectives(found.text) if c.between_slices]
+    assert {c.kind for c in between} == {"all-reduce"}
+    # A chip sends its quarter of every gradient; that of the table twice, as it reads tokens and as it scores them.
+    held = {path: x.size // 4 for path, x in flat(experiment.like.trained).items()}
+    table = held["text/embed"]
+    assert max(a.bytes for c in between for a in c.arrays) == 4 * table
+    assert 2 * sum(held.values()) < sum(c.bytes for c in between) < 4 * (sum(held.values()) + table)
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess:

@@ -53,6 +53,32 @@ def test_collectives_are_counted_once_a_turn_of_their_loop():
     }
 
 
+TWO_SLICES = """HloModule jit_step, is_scheduled=true
+
+ENTRY %main (r: f32[8,4]) -> f32[8,4] {
+  %r = f32[8,4]{1,0} parameter(0)
+  %part = f32[2,4]{1,0} reduce-scatter(f32[8,4]{1,0} %r), channel_id=1, replica_groups={{0,1}}, dimensions={0}
+  %ring.1 = (f32[2]{0}, f32[2]{0}, u32[], u32[]) collective-permute-start(%a), channel_id=1, pairs={{0,1}}
+  %ring.2 = (f32[2]{0}, f32[2]{0}, u32[], u32[]) collective-permute-start(%b), channel_id=1, pairs={{0,1}}
+  %alone.1 = f32[8,4]{1,0} all-reduce(%r), channel_id=2, replica_groups={{0},{1}}, to_apply=%add
+  %alone.2 = f32[8,4]{1,0} all-reduce(%r), channel_id=3, replica_groups=[2,1]<=[2], to_apply=%add
+  %send = (f32[2,4]{1,0}, u32[], token[]) send(%part, %t), channel_id=5, is_host_transfer=true, frontend_attributes={_xla_host_transfer_rendezvous="all-gather.1_0",_xla_megascale_transfer_type="ALL_GATHER"}
+  %recv = (f32[2,2,4]{2,1,0}, u32[], token[]) recv(%t), channel_id=4, is_host_transfer=true, frontend_attributes={_xla_host_transfer_rendezvous="all-gather.1_0",_xla_megascale_transfer_type="ALL_GATHER"}
+  %recv-done = (f32[2,2,4]{2,1,0}, token[]) recv-done(%recv), channel_id=4, is_host_transfer=true
+  ROOT %out = f32[8,4]{1,0} copy(%r)
+}
+"""  # noqa: E501
+
+
+def test_what_travels_between_slices_is_counted_apart():
+    """There channels are shared, a transfer is a send and a receive, and a sum over one chip moves nothing."""
+    assert hlo.by_kind(hlo.collectives(TWO_SLICES)) == {
+        "reduce-scatter": {"times": 1, "bytes": 8 * 4 * 4},
+        "collective-permute": {"times": 2, "bytes": 2 * 2 * 4},
+        "all-gather between slices": {"times": 1, "bytes": 2 * 2 * 4 * 4},
+    }
+
+
 @pytest.mark.parametrize(
     "message, expected",
     [

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from lvr_jax.models.placement import looked_up
 from lvr_jax.models.precision import wide
 from lvr_jax.models.qwen2_5_vl.config import Config
 from lvr_jax.models.qwen2_5_vl.layers import Compute, SwiGLU, ones, weight, zeros
@@ -72,7 +73,7 @@ class Qwen2_5_VL(nnx.Module):
 
         Image placeholders and teacher-forced latents are the same gather.
         """
-        x = jnp.take(self.text.embed[...], tokens, axis=0)                               # [B, T, D]
+        x = looked_up(jnp.take(self.text.embed[...], tokens, axis=0))                    # [B, T, D]
         if merged is None:
             return x
         seen = jnp.take_along_axis(merged, jnp.maximum(vision_slot, 0)[..., None], axis=1)
