@@ -69,7 +69,7 @@ def main(arguments: list[str]) -> int:
         if SHOW.value is not None:
             from aot.report import table
 
-            print(table(json.loads(Path(SHOW.value).read_text())))
+            print(table(_held(Path(SHOW.value))))
             return 0
         rows = _checked(arguments)
     except (
@@ -94,6 +94,8 @@ def _checked(arguments: list[str]) -> list[dict]:
         raise ConfigFieldError("expected --config FILE[:SIZE] and --topology NAME; see --help")
     if unknown := set(WHAT.value) - set(PROGRAMS):
         raise ConfigFieldError(f"--what {sorted(unknown)[0]!r}, expected some of {', '.join(PROGRAMS)}")
+    if JSON.value and Path(JSON.value).exists():
+        _held(Path(JSON.value))     # now, and not after an hour of compiling
     asked = Asked(ITEMS.value, PROMPT.value, CONDITIONS.value, NEW_TOKENS.value)
     rows = []
     for where in [Slice.of(name) for name in TOPOLOGY.value]:
@@ -118,9 +120,22 @@ def _said(topology: str, program: str) -> list[str]:
     return [*said, "--topology", topology, *([] if program == "train" else ["--what", program])]
 
 
+def _held(path: Path) -> list[dict]:
+    """The records of a file. OSError if there is none, ConfigFieldError if it holds something else."""
+    from lvr_jax.training.experiment import ConfigFieldError
+
+    try:
+        held = json.loads(path.read_text())
+    except ValueError as error:
+        raise ConfigFieldError(f"{path}: not JSON ({error})") from None
+    if not isinstance(held, list) or not all(isinstance(row, dict) and "command" in row for row in held):
+        raise ConfigFieldError(f"{path}: expected a list of records, as --json FILE writes it")
+    return held
+
+
 def _add(path: Path, row: dict) -> None:
     """Replaces the record of the same command, if there is one."""
-    held = json.loads(path.read_text()) if path.exists() else []
+    held = _held(path) if path.exists() else []
     held = [each for each in held if each["command"] != row["command"]] + [row]
     path.write_text(json.dumps(held, indent=1) + "\n")
 

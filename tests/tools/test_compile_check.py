@@ -167,6 +167,18 @@ def test_what_does_not_fit_has_status_one():
 
 
 @pytest.mark.parametrize(
+    "held, message", [("{", "not JSON"), ('{"a": 1}', "expected a list"), ("[1]", "expected a list")]
+)
+@pytest.mark.parametrize("flag", ["--show", "--json"])
+def test_a_file_that_holds_no_records_is_refused_before_anything_is_compiled(tmp_path, flag, held, message):
+    path = tmp_path / "rows.json"
+    path.write_text(held)
+    done = run(*TINY, "--topology", "v5e:2x2", flag, str(path))
+    assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
+    assert path.read_text() == held
+
+
+@pytest.mark.parametrize(
     "arguments, message",
     [
         (("--topology", "v99:4x4"), "topology 'v99:4x4': "),

@@ -76,12 +76,17 @@ def test_keys_do_not_depend_on_where_the_work_is_done(tmp_path):
     assert here == there
 
 
-@pytest.mark.parametrize("runs, said", [
-    ({"plain": "lvr,elvis"}, "no configs/elvis.py"), ({"dark": "lvr"}, "runs.dark"), ({"plain": "d_lvr"}, "lvr first"),
+@pytest.mark.parametrize("changes, said", [
+    ({"runs": ConfigDict({"plain": "lvr,elvis"})}, "no configs/elvis.py"),
+    ({"runs": ConfigDict({"dark": "lvr"})}, "runs.dark"),
+    ({"runs": ConfigDict({"plain": "d_lvr"})}, "lvr first"),
+    ({"runs": ConfigDict({"plain": "lvr, lvr"})}, "'lvr' with seed 0 is asked for twice"),
+    ({"seeds": (1, 0, 1)}, "'base' with seed 1 is asked for twice"),
+    ({"seeds": ()}, "nothing to train"),
 ])
-def test_a_run_that_does_not_exist_is_refused_by_name(tmp_path, runs, said):
+def test_runs_that_cannot_be_are_refused_by_name(tmp_path, changes, said):
     with pytest.raises(ValueError, match=said):
-        study.jobs(config(runs=ConfigDict(runs)), tmp_path)
+        study.jobs(config(**changes), tmp_path)
 
 
 # Doing them --------------------------------------------------------------------------------------------------------

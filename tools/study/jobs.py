@@ -69,7 +69,11 @@ def runs(config: ConfigDict, workdir: Path) -> list[Run]:
                 if not (ROOT / "configs" / f"{name}.py").exists():
                     raise ValueError(f"runs.{setting} names {name!r}: there is no configs/{name}.py")
                 folder = workdir / "runs" / (name if not seed else f"{name}-{seed}")
+                if folder in {run.folder for run in found}:
+                    raise ValueError(f"{name!r} with seed {seed} is asked for twice, see seeds and runs.{setting}")
                 found.append(Run(setting, name, int(seed), folder))
+    if not found:
+        raise ValueError("seeds and runs name nothing to train, expected at least one seed and one run")
     return found
 
 
