@@ -1,11 +1,13 @@
 """What does an example of a config look like, token by token, before a long run is spent on it?
 
+    python tools/inspect_data.py --config configs/masked_input.py:tiny --index 0,1 --output inspected
     python tools/inspect_data.py --config configs/data/digit_search.py \\
-        --config.data.tokenizer=tests/golden/tokenizer.json --index 0,1 --output inspected
+        --config.data.tokenizer=tests/golden/tokenizer.json
 
 Writes, for each example, `<source>-<index>.png` (the pictures as the model gets them, with the boxes, the merged tokens
 that the latents take, numbered in the order of the reply, and the sequence as a strip) and `<source>-<index>.txt` (the
-table of its tokens, which is printed as well). Any config with `data` fields will do (lvr_jax/data/from_config.py).
+table of its tokens, which is printed as well). Any experiment will do, whose checkpoint need not be more than its
+config.json and tokenizer, and any config with `data` fields alone (lvr_jax/data/from_config.py).
 
 Exit status: 0 done, 2 bad input.
 """
@@ -18,12 +20,19 @@ import numpy as np
 from absl import app, flags
 from ml_collections import config_flags
 
+# Configs import each other as `configs.NAME`.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from lvr_jax.checkpoints import CheckpointError
 from lvr_jax.data import from_config
 from lvr_jax.data.boxes import expand
 from lvr_jax.data.images import FACTOR
 from lvr_jax.data.packing import Geometry
 from lvr_jax.data.sample import ROLE_ANSWER, ROLE_IMAGE, ROLE_LATENT, ROLE_TEXT, DataError, Example, Sample
 from lvr_jax.data.templates import TEMPLATES
+from lvr_jax.models.qwen2_5_vl.config import ConfigError
+from lvr_jax.training.experiment import ConfigFieldError, data_of
+from lvr_jax.training.input import sources_of
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
@@ -196,8 +205,10 @@ def describe(sample: Sample, example: Example, data: from_config.DataConfig) -> 
     )
 
 
-def inspect(data: from_config.DataConfig, name: str | None, indices: list[str], output: Path, full: bool) -> None:
-    sources = {source.name: source.data for source in from_config.make_sources(data)}
+def inspect(
+    data: from_config.DataConfig, mask_boxes: bool, name: str | None, indices: list[str], output: Path, full: bool
+) -> None:
+    sources = {source.name: source.data for source in sources_of(data, mask_boxes)}
     name = next(iter(sources)) if name is None else name
     if name not in sources:
         raise DataError(f"source {name!r}: expected one of {', '.join(sources)}")
@@ -222,15 +233,14 @@ def main(arguments) -> int:
     try:
         if len(arguments) > 1:
             raise DataError(f"argument {arguments[1]!r}: not expected (see --help)")
-        try:
-            fields = CONFIG.value.data if CONFIG.value is not None and "data" in CONFIG.value else None
-        except OSError as error:        # a config that cannot be loaded says so when it is first looked into
-            raise DataError(f"--config: {error.__cause__ or error}") from error
-        if fields is None:
+        config = CONFIG.value
+        if config is None or "data" not in config:
             raise DataError("--config: expected a config file with `data` fields")
-        data = from_config.DataConfig.read(fields)
-        inspect(data, SOURCE.value, INDEX.value, Path(OUTPUT.value), FULL.value)
-    except DataError as error:
+        experiment = "init" in config
+        data = data_of(config) if experiment else from_config.DataConfig.read(config.data)
+        masked = experiment and config.mask_boxes
+        inspect(data, masked, SOURCE.value, INDEX.value, Path(OUTPUT.value), FULL.value)
+    except (CheckpointError, ConfigError, ConfigFieldError, DataError) as error:
         return _refused(error)
     return 0
 
@@ -243,11 +253,14 @@ def _refused(error: object) -> int:
 def _parse(arguments: list[str]) -> list[str]:
     """As absl does it, but a config without the file or the field that is named is one line, not a traceback."""
     try:
-        return flags.FLAGS(arguments)
-    except (flags.Error, OSError) as error:
-        sys.exit(_refused(error))
-    except AttributeError as error:
+        left = flags.FLAGS(arguments)
+        if CONFIG.value is not None:
+            CONFIG.value.keys()     # a file that could not be loaded says so only now
+        return left
+    except (AttributeError, KeyError) as error:
         sys.exit(_refused(f"{error}: the config has no such field to set"))
+    except (flags.Error, OSError, TypeError, ValueError) as error:
+        sys.exit(_refused(str(error).strip().splitlines()[-1]))
 
 
 if __name__ == "__main__":

@@ -56,6 +56,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, metavar="N", help="of configs/tiny_base.py (default: its own)")
     parser.add_argument("--seed", type=int, default=1, help="the experiments draw their scenes with seed 0")
     options = parser.parse_args(arguments)
+    for name in ("warm_up_steps", "steps"):
+        steps = getattr(options, name)
+        if steps is not None and steps < 1:
+            parser.error(f"--{name.replace('_', '-')} is {steps}, expected at least 1")
     logging.set_verbosity(logging.WARNING)
     try:
         make(options)

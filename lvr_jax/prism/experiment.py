@@ -8,7 +8,9 @@ stopped; another config in the same folder is refused by the stage that it contr
 
 import ast
 import contextlib
-from collections.abc import Callable, Mapping
+import math
+import numbers
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import PurePath
 
 import jax
@@ -106,8 +108,10 @@ def settings_of(config: Mapping) -> Settings:
         "draws": (config.draws, config.draws >= 100, "100 at least"),
         "limit": (config.limit, config.limit >= 0, "0 (all) or more"),
         "budget": (config.budget, config.budget >= 0, "0 (the protocol's) or more"),
-        "conditions.sigmas": (c.sigmas, all(s > 0 for s in c.sigmas), "numbers above 0"),
-        "conditions.alphas": (c.alphas, all(a > 0 for a in c.alphas), "numbers above 0"),
+        "conditions.sigmas": (c.sigmas, _positive(c.sigmas), "numbers above 0"),
+        "conditions.alphas": (c.alphas, _positive(c.alphas), "numbers above 0"),
+        "conditions.budgets": (c.budgets, _positive(c.budgets, int), "whole numbers above 0 (none: the condition markers_only)"),
+        "probes.ladder": (config.probes.ladder, _positive(config.probes.ladder, int), "whole numbers above 0"),
     }
     for field, (value, sound, expected) in rules.items():
         if not sound:
@@ -123,6 +127,11 @@ def settings_of(config: Mapping) -> Settings:
         differentiated=config.sensitivity.count, attention=names(config.attention), gallery=config.gallery,
         level=config.level, draws=config.draws, seed=config.seed, chunk=c.chunk, memory=c.memory,
     )  # fmt: skip
+
+
+def _positive(values: Sequence, kind: type = numbers.Real) -> bool:
+    """A flag that is no tuple of numbers arrives as text: `nan`, `0.1;1`."""
+    return all(isinstance(value, kind) and 0 < value < math.inf for value in values)
 
 
 def names(text: str) -> tuple[str, ...]:

@@ -118,12 +118,7 @@ class Experiment:
         c = config
         mesh = make_mesh(c.mesh) if mesh is None else mesh
         network = _network(c)
-        data = DataConfig.read(
-            {
-                **c.data.to_dict(), "rows": c.rows, "seed": c.seed, "merge": network.vision.merge,
-                "window": network.vision.window, "tokenizer": c.data.tokenizer or files_of(c.init.checkpoint),
-            }
-        )  # fmt: skip
+        data = data_of(c, network)
         alignment = _record(Alignment, "alignment", c.alignment) if c.alignment.latents else None
         objective = _record(Objective, "objective", c.objective)
         if (objective.feedback != "teacher") != (alignment is not None):
@@ -163,6 +158,17 @@ class Experiment:
             draw = lambda: nnx.to_pure_dict(nnx.state(Qwen2_5_VL(nnx.Rngs(self.config.seed), self.network)))  # noqa: E731
             params = jax.jit(draw, out_shardings=where)()
         return start(params, self.like, self.recipe.transformation, self.config.frozen)
+
+
+def data_of(c: ConfigDict, network: Config | None = None) -> DataConfig:
+    """The `data` fields of an experiment, with what its other fields and its checkpoint say of them."""
+    network = network or _network(c)
+    return DataConfig.read(
+        {
+            **c.data.to_dict(), "rows": c.rows, "seed": c.seed, "merge": network.vision.merge,
+            "window": network.vision.window, "tokenizer": c.data.tokenizer or files_of(c.init.checkpoint),
+        }
+    )  # fmt: skip
 
 
 def files_of(checkpoint: str) -> str:

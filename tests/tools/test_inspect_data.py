@@ -66,6 +66,18 @@ def test_a_config_becomes_pictures_and_token_tables(tmp_path):
         assert len(np.unique(np.asarray(picture).reshape(-1, 4), axis=0)) > 100, "an empty picture"
 
 
+def test_an_experiment_is_looked_at_as_it_is_trained(tmp_path):
+    """Its tokenizer is its checkpoint's, its boxes are masked where it says so."""
+    done = inspect_data("--config", "configs/masked_input.py:tiny", "--output", tmp_path)
+    assert done.returncode == 0, done.stderr
+    table = (tmp_path / "digits-0.txt").read_text()
+    assert table in done.stdout and "fits a row of 160 tokens" in table and "<|lvr|>" in table
+    plain = inspect_data("--config", "configs/lvr.py:tiny", "--output", tmp_path / "plain")
+    assert plain.returncode == 0, plain.stderr
+    masked, clean = (Image.open(where / "digits-0.png") for where in (tmp_path, tmp_path / "plain"))
+    assert masked.height > 1.5 * clean.height, "input and clean image, one below the other"
+
+
 def test_the_table_has_one_true_row_for_each_token(tool):
     data = config()
     tokenizer = from_config.make_tokenizer(data)
@@ -103,6 +115,9 @@ def test_the_pictures_drawn_are_the_patches(tool):
         ((), "--config: expected a config file with `data` fields"),
         ((*CONFIG, "--index", "-1"), "--index -1: source 'digits' has 100000 examples, numbered from 0"),
         ((*CONFIG, "--config.data.nothing=1"), "nothing.*: the config has no such field to set"),
+        (("--config", "configs/lvr.py:3b"), "Qwen2.5-VL-3B-Instruct: no such folder"),
+        (("--config", "configs/lvr.py:9b"), "config argument '9b', expected one of 3b"),
+        (("--config", "configs/nothing.py"), "No such file .*configs/nothing.py"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_status_2(arguments, message):

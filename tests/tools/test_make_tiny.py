@@ -52,6 +52,16 @@ def test_words_that_begin_alike_are_refused():
         warm_up.word_rows(make_tokenizer(), ("red", "red"))
 
 
+@pytest.mark.parametrize("flag", ["--warm-up-steps", "--steps"])
+def test_no_steps_are_refused_before_anything_is_made(tmp_path, capsys, flag):
+    import make_tiny
+
+    with pytest.raises(SystemExit) as end:
+        make_tiny.main(["--workdir", str(tmp_path / "work"), "--output", str(tmp_path / "tiny"), flag, "0"])
+    assert end.value.code == 2 and f"{flag} is 0, expected at least 1" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.slow
 def test_from_nothing_to_a_hugging_face_folder_in_a_few_steps(tmp_path, monkeypatch, capsys):
     import make_tiny

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import os
 import re
 import shutil
@@ -143,6 +144,9 @@ def test_a_killed_audit_goes_on_to_an_identical_report(whole, checkpoints, tmp_p
     ({"system": "swimbird"}, "latent system 'swimbird' does not exist"),
     ({"capture.layers": "some"}, "capture.layers is 'some', expected last, all"),
     ({"conditions.sigmas": (0.1, -1.0)}, "expected numbers above 0"),
+    ({"conditions.sigmas": ("nan",)}, "expected numbers above 0"),
+    ({"conditions.alphas": (math.inf,)}, "expected numbers above 0"),
+    ({"conditions.budgets": (1.5,)}, "expected whole numbers above 0"),
     ({"names": "one,two,three"}, "names has 3 entries, expected 1"),
     ({"variants": "one,two"}, "variants has 2 entries, expected 1"),
     ({"names": "report"}, "cannot be called 'report'"),
