@@ -14,9 +14,13 @@ Exit status: 0 done, 1 failed or stopped, 2 bad input.
 """
 
 import sys
+from pathlib import Path
 
 from absl import app, flags, logging
 from ml_collections import config_flags
+
+# Configs import each other as `configs.NAME`.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from lvr_jax.prism import experiment
 

@@ -110,7 +110,7 @@ def settings_of(config: Mapping) -> Settings:
         "budget": (config.budget, config.budget >= 0, "0 (the protocol's) or more"),
         "conditions.sigmas": (c.sigmas, _positive(c.sigmas), "numbers above 0"),
         "conditions.alphas": (c.alphas, _positive(c.alphas), "numbers above 0"),
-        "conditions.budgets": (c.budgets, _positive(c.budgets, int), "whole numbers above 0 (none: the condition markers_only)"),
+        "conditions.budgets": (c.budgets, _positive(c.budgets, int), "whole numbers above 0 (0: markers_only)"),
         "probes.ladder": (config.probes.ladder, _positive(config.probes.ladder, int), "whole numbers above 0"),
     }
     for field, (value, sound, expected) in rules.items():
