@@ -62,7 +62,7 @@ def main(arguments: list[str]) -> int:
     from lvr_jax.latents.spec import SpecError
     from lvr_jax.models.attention import AttentionError
     from lvr_jax.models.qwen2_5_vl.config import ConfigError
-    from lvr_jax.training.experiment import ConfigFieldError
+    from lvr_jax.training.config_fields import ConfigFieldError
     from lvr_jax.training.partitioning import MeshError
 
     try:
@@ -86,7 +86,7 @@ def _checked(arguments: list[str]) -> list[dict]:
     from aot.programs import Asked
     from aot.report import table
     from aot.slices import Slice
-    from lvr_jax.training.experiment import ConfigFieldError
+    from lvr_jax.training.config_fields import ConfigFieldError
 
     if arguments[1:]:
         raise ConfigFieldError(f"argument {arguments[1]!r} is not a flag; see --help")
@@ -122,7 +122,7 @@ def _said(topology: str, program: str) -> list[str]:
 
 def _held(path: Path) -> list[dict]:
     """The records of a file. OSError if there is none, ConfigFieldError if it holds something else."""
-    from lvr_jax.training.experiment import ConfigFieldError
+    from lvr_jax.training.config_fields import ConfigFieldError
 
     try:
         held = json.loads(path.read_text())

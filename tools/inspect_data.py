@@ -31,7 +31,8 @@ from lvr_jax.data.packing import Geometry
 from lvr_jax.data.sample import ROLE_ANSWER, ROLE_IMAGE, ROLE_LATENT, ROLE_TEXT, DataError, Example, Sample
 from lvr_jax.data.templates import TEMPLATES
 from lvr_jax.models.qwen2_5_vl.config import ConfigError
-from lvr_jax.training.experiment import ConfigFieldError, data_of
+from lvr_jax.training.config_fields import ConfigFieldError
+from lvr_jax.training.experiment import data_of
 from lvr_jax.training.input import sources_of
 
 matplotlib.use("Agg")

@@ -47,8 +47,8 @@ def main(arguments: list[str]) -> int:
     from lvr_jax.latents.spec import SpecError
     from lvr_jax.models.attention import AttentionError
     from lvr_jax.models.qwen2_5_vl.config import ConfigError
+    from lvr_jax.training.config_fields import ConfigFieldError
     from lvr_jax.training.distributed import DistributedError, initialize
-    from lvr_jax.training.experiment import ConfigFieldError
     from lvr_jax.training.loop import TrainingFailed, train
     from lvr_jax.training.partitioning import MeshError
 

@@ -24,6 +24,7 @@ from lvr_jax.checkpoints.folder import FILES, is_ours, resolve
 from lvr_jax.data.device import batch_sharding
 from lvr_jax.data.from_config import DataConfig, make_tokenizer
 from lvr_jax.data.packing import Alignment
+from lvr_jax.data.templates import TEMPLATES
 from lvr_jax.data.tokenizers import ChatTokenizer
 from lvr_jax.latents.objectives import Objective
 from lvr_jax.latents.unroll import Part
@@ -31,15 +32,12 @@ from lvr_jax.models.attention import IMPLEMENTATIONS
 from lvr_jax.models.qwen2_5_vl.config import SIZES, Config
 from lvr_jax.models.qwen2_5_vl.layers import REMAT, Compute
 from lvr_jax.models.qwen2_5_vl.model import Qwen2_5_VL, abstract_model
+from lvr_jax.training.config_fields import ConfigFieldError, check_numbers
 from lvr_jax.training.optimizer import AdamW
 from lvr_jax.training.partitioning import make_mesh, shardings
 from lvr_jax.training.schedules import Points
 from lvr_jax.training.state import State, abstract_state, start
 from lvr_jax.training.step import Recipe, compiled_step
-
-
-class ConfigFieldError(ValueError):
-    """A field of an experiment's config that does not fit the others."""
 
 
 def _plain(value: Any) -> Any:
@@ -126,6 +124,12 @@ class Experiment:
                 f"objective.feedback is {objective.feedback!r} and alignment.latents {c.alignment.latents}: own "
                 "latents need aligned rows, and only they do"
             )
+        stages = len(TEMPLATES[data.template].stages)
+        if len(objective.stage_weights) != max(stages, 1):
+            raise ConfigFieldError(
+                f"objective.stage_weights has {len(objective.stage_weights)} entries, expected one for each of the "
+                f"{stages} stages of the template {data.template!r}"
+            )
         rows = batch_sharding(mesh)
         spread = mesh.shape["data"] * mesh.shape["fsdp"]
         if c.rows % (c.accumulate * spread):
@@ -162,6 +166,7 @@ class Experiment:
 
 def data_of(c: ConfigDict, network: Config | None = None) -> DataConfig:
     """The `data` fields of an experiment, with what its other fields and its checkpoint say of them."""
+    check_numbers(c)
     network = network or _network(c)
     return DataConfig.read(
         {

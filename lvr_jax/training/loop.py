@@ -20,8 +20,9 @@ from tqdm import tqdm
 
 from lvr_jax.data.device import data_shard, to_device
 from lvr_jax.training.checkpointing import Checkpoints, restore
+from lvr_jax.training.config_fields import ConfigFieldError
 from lvr_jax.training.distributed import StopRequest
-from lvr_jax.training.experiment import ConfigFieldError, Experiment
+from lvr_jax.training.experiment import Experiment
 from lvr_jax.training.exporting import export
 from lvr_jax.training.flops import batch_flops, peak
 from lvr_jax.training.held_out import HeldOut

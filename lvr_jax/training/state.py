@@ -14,6 +14,7 @@ import optax
 from jax.sharding import Mesh
 
 from lvr_jax.checkpoints.orbax_io import flat, nested
+from lvr_jax.training.config_fields import ConfigFieldError
 from lvr_jax.training.optimizer import state_like
 from lvr_jax.training.partitioning import Rules, replicated, shardings
 
@@ -30,14 +31,14 @@ class State:
 
 
 def split(params: dict, frozen: Sequence[str]) -> tuple[dict, dict]:
-    """(trained, frozen) by regexes on the path, for example `vision/.*`. ValueError if one of them matches nothing."""
+    """(trained, frozen) by regexes on the path, such as `vision/.*`. ConfigFieldError if one matches nothing."""
     paths = flat(params)
     for pattern in frozen:
         if not any(re.fullmatch(pattern, path) for path in paths):
-            raise ValueError(f"frozen: {pattern!r} matches no parameter")
+            raise ConfigFieldError(f"frozen: {pattern!r} matches no parameter")
     held = {path for path in paths if any(re.fullmatch(pattern, path) for pattern in frozen)}
     if len(held) == len(paths):
-        raise ValueError(f"frozen: {list(frozen)} leaves nothing to train")
+        raise ConfigFieldError(f"frozen: {list(frozen)} leaves nothing to train")
     return (
         nested({path: x for path, x in paths.items() if path not in held}),
         nested({path: x for path, x in paths.items() if path in held}),

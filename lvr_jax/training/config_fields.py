@@ -1,0 +1,69 @@
+"""Which numbers of an experiment's config can be meant? Others are refused before anything is made, one line each."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+
+class ConfigFieldError(ValueError):
+    """A field of an experiment's config that does not fit the others."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Range:
+    """Numbers from `least` to `most`; above: `least` itself is none of them; below: nor is `most`."""
+
+    least: float = 0
+    most: float = math.inf
+    whole: bool = False
+    above: bool = False
+    below: bool = False
+
+    def holds(self, value: Any) -> bool:
+        if isinstance(value, bool) or not isinstance(value, int if self.whole else int | float):
+            return False
+        # Written so that nan is in no range.
+        low = self.least < value if self.above else self.least <= value
+        return low and (value < self.most if self.below else value <= self.most)
+
+    def __str__(self) -> str:
+        low = f"{'above' if self.above else 'at least'} {self.least:g}"
+        high = "" if self.most == math.inf else f", {'below' if self.below else 'at most'} {self.most:g}"
+        return f"{'a whole number' if self.whole else 'a number'}, {low}{high}"
+
+
+COUNT, SIZE = _Range(0, whole=True), _Range(1, whole=True)
+AMOUNT, POSITIVE, SHARE = _Range(0), _Range(0, above=True), _Range(0, 1)
+DECAY = _Range(0, 1, below=True)
+
+NUMBERS = {
+    "seed": COUNT, "steps": COUNT, "rows": SIZE, "accumulate": SIZE, "shards": COUNT, "init.fork_at": SHARE,
+    "objective.diversity": AMOUNT, "objective.noise": AMOUNT, "objective.chunk": SIZE,
+    "optimizer.peak": AMOUNT, "optimizer.eps": POSITIVE, "optimizer.weight_decay": AMOUNT,
+    "optimizer.warmup_ratio": SHARE, "optimizer.clip": POSITIVE,
+    "data.tokens": SIZE, "data.windows": SIZE, "data.pooled": COUNT, "data.lookahead": SIZE,
+    "data.workers": COUNT, "data.prefetch": COUNT, "data.max_skip_share": SHARE, "data.min_pixels": SIZE,
+    "data.max_pixels": SIZE, "system.budget": COUNT, "held_out.every": COUNT, "held_out.examples": SIZE,
+    "held_out.max_new_tokens": SIZE, "checkpoint.every": COUNT, "checkpoint.keep": COUNT,
+    "checkpoint.keep_every": COUNT, "log.every": SIZE, "profile.start": COUNT, "profile.steps": COUNT,
+}  # fmt: skip
+EACH = {"objective.stage_weights": AMOUNT, "optimizer.betas": DECAY}
+
+
+def check_numbers(config: Mapping) -> None:
+    """ConfigFieldError for the first field that is out of its range."""
+    for name, allowed in NUMBERS.items():
+        value = _field(config, name)
+        if not allowed.holds(value):
+            raise ConfigFieldError(f"{name} is {value!r}, expected {allowed}")
+    for name, allowed in EACH.items():
+        values = _field(config, name)
+        if isinstance(values, str) or not all(map(allowed.holds, values)):
+            raise ConfigFieldError(f"{name} is {values!r}, expected of each {allowed}")
+
+
+def _field(config: Mapping, name: str) -> Any:
+    for part in name.split("."):
+        config = config[part]
+    return config
