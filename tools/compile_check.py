@@ -35,7 +35,8 @@ PROMPT = flags.DEFINE_integer("prompt", 4096, "Sweep: tokens of a prompt, image 
 CONDITIONS = flags.DEFINE_integer("conditions", 64, "Sweep: conditions at a time.")
 NEW_TOKENS = flags.DEFINE_integer("new_tokens", 64, "Sweep: longest answer.")
 SEARCH = flags.DEFINE_bool("search", False, "Find the most rows (items) that fit.")
-EFFORT = flags.DEFINE_float("effort", 0.0, "Of the compiler, -1 to 1; -1 is several times faster, overlaps less.")
+EFFORT = flags.DEFINE_float("effort", 0.0, "Of the compiler, -1 to 1. A run has the default, 0; -1 is quicker, "
+                            "overlaps less and needs less memory: for a first look.")  # fmt: skip
 JSON = flags.DEFINE_string("json", None, "File that the records are added to.")
 SHOW = flags.DEFINE_string("show", None, "Print the table of such a file and do nothing else.")
 PROGRAMS = ("train", "prefill", "sweep")
