@@ -52,7 +52,7 @@ EACH = {"objective.stage_weights": AMOUNT, "optimizer.betas": DECAY}
 
 
 def check_numbers(config: Mapping) -> None:
-    """ConfigFieldError for the first field that is out of its range."""
+    """ConfigFieldError for the first field that is missing or out of its range."""
     for name, allowed in NUMBERS.items():
         value = _field(config, name)
         if not allowed.holds(value):
@@ -65,5 +65,7 @@ def check_numbers(config: Mapping) -> None:
 
 def _field(config: Mapping, name: str) -> Any:
     for part in name.split("."):
+        if part not in config:
+            raise ConfigFieldError(f"{name} is missing from the config, see configs/common.py")
         config = config[part]
     return config

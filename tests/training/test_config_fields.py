@@ -42,6 +42,13 @@ def test_what_is_no_number_of_its_field_is_refused(fields, message):
         check_numbers(config(**fields))
 
 
+def test_a_field_that_is_missing_is_named():
+    c = config()
+    del c.held_out.every
+    with pytest.raises(ConfigFieldError, match="held_out.every is missing"):
+        check_numbers(c)
+
+
 def test_every_stage_of_the_template_has_a_weight():
     with pytest.raises(ConfigFieldError, match="has 1 entries, expected one for each of the 2 stages .*'p_lvr_2'"):
         Experiment.shapes(config(**{"data.template": "p_lvr_2"}))
