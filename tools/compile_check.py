@@ -36,7 +36,7 @@ CONDITIONS = flags.DEFINE_integer("conditions", 64, "Sweep: conditions at a time
 NEW_TOKENS = flags.DEFINE_integer("new_tokens", 64, "Sweep: longest answer.")
 SEARCH = flags.DEFINE_bool("search", False, "Find the most rows (items) that fit.")
 EFFORT = flags.DEFINE_float("effort", 0.0, "Of the compiler, -1 to 1. A run has the default, 0; -1 is quicker, "
-                            "overlaps less and needs less memory: for a first look.")  # fmt: skip
+                            "overlaps less and may need less memory: for a first look.")  # fmt: skip
 JSON = flags.DEFINE_string("json", None, "File that the records are added to.")
 SHOW = flags.DEFINE_string("show", None, "Print the table of such a file and do nothing else.")
 PROGRAMS = ("train", "prefill", "sweep")
@@ -123,13 +123,18 @@ def _said(topology: str, program: str) -> list[str]:
 
 def _held(path: Path) -> list[dict]:
     """The records of a file. OSError if there is none, ConfigFieldError if it holds something else."""
+    from aot.report import line
     from lvr_jax.training.config_fields import ConfigFieldError
 
     try:
         held = json.loads(path.read_text())
     except ValueError as error:
         raise ConfigFieldError(f"{path}: not JSON ({error})") from None
-    if not isinstance(held, list) or not all(isinstance(row, dict) and "command" in row for row in held):
+    try:
+        sound = isinstance(held, list) and all(line(row) and row["command"] for row in held)
+    except (AttributeError, KeyError, TypeError):       # a record that lacks what the table shows
+        sound = False
+    if not sound:
         raise ConfigFieldError(f"{path}: expected a list of records, as --json FILE writes it")
     return held
 

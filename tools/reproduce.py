@@ -56,6 +56,8 @@ def reproduce(config, workdir: Path) -> None:
     wanted = {stage.strip() for stage in config.only.split(",") if stage.strip()} or {*study.STAGES, "report"}
     if unknown := wanted - {*study.STAGES, "report"}:
         raise ValueError(f"only has {sorted(unknown)[0]!r}, expected some of {', '.join(study.STAGES)}, report")
+    if config.workers < 0:
+        raise ValueError(f"workers is {config.workers}, expected 0 (one a core) or more")
     began = time.monotonic()
     every, workers = study.jobs(config, workdir), Workers(workdir, config.workers)
     todo = [job for job in every if job.stage in wanted]

@@ -33,8 +33,8 @@ def over_rows(x: jax.Array) -> jax.Array:
 def looked_up(x: jax.Array) -> jax.Array:
     """Rows [B, ..., D] of a table whose D is cut over `fsdp`, on their way to the chips of their rows.
 
-    They are read in the table's cut and leave it within one part of `data`. Without that stop their gradients are
-    gathered, every row of the batch to every chip and across slices, before they are added to the table.
+    They are read in the table's cut and leave it within one part of `data`. Without that stop, and with `data` of more
+    than one, their gradients are gathered before they are added to the table: every row of the batch, to every chip.
     """
     axes, mesh = row_axes(x.shape[0]), ambient()
     if "fsdp" not in axes or x.shape[-1] % mesh.shape["fsdp"]:

@@ -166,9 +166,10 @@ def test_what_does_not_fit_has_status_one():
     assert "| no " in done.stdout
 
 
-@pytest.mark.parametrize(
-    "held, message", [("{", "not JSON"), ('{"a": 1}', "expected a list"), ("[1]", "expected a list")]
-)
+@pytest.mark.parametrize("held, message", [
+    ("{", "not JSON"), ('{"a": 1}', "expected a list"), ("[1]", "expected a list"), ("{}", "expected a list"),
+    ('[{"command": "x"}]', "expected a list of records"),
+])  # fmt: skip
 @pytest.mark.parametrize("flag", ["--show", "--json"])
 def test_a_file_that_holds_no_records_is_refused_before_anything_is_compiled(tmp_path, flag, held, message):
     path = tmp_path / "rows.json"

@@ -244,6 +244,7 @@ def test_a_finished_study_does_nothing_but_write_its_report_again(whole):
     (["--config.only=audit"], "needs 'train"),
     (["--config.runs.plain=elvis"], "no configs/elvis.py"),
     (["--config.tempo=3"], "no such field"),
+    (["--config.workers=-2"], "workers is -2, expected 0 (one a core) or more"),
 ])
 def test_bad_input_is_one_line_and_status_2(tmp_path, arguments, said):
     process = start(tmp_path, *arguments)
