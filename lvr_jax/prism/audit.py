@@ -25,10 +25,11 @@ from lvr_jax.latents.spec import Plan
 from lvr_jax.latents.sweep import Sweeper
 from lvr_jax.latents.sweep_files import SweepError, SweepFiles
 from lvr_jax.models.qwen2_5_vl.layers import Compute
-from lvr_jax.prism import capture, corruptions, geometry, readout, sensitivity, teacher
-from lvr_jax.prism.intervals import wilson
-from lvr_jax.prism.items import Items
+from lvr_jax.prism.measure import capture, corruptions, geometry, sensitivity, teacher
+from lvr_jax.prism.measure.items import Items
 from lvr_jax.prism.outcomes import Outcomes, effects, outcomes, single_latent, spread_of_margin, strength, verdict
+from lvr_jax.prism.probes import readout
+from lvr_jax.prism.statistics.intervals import wilson
 
 FORMAT = 2      # of audit.json; a change makes every analysis run again
 

@@ -31,11 +31,12 @@ from lvr_jax.latents.sweep_files import SweepError
 from lvr_jax.models.qwen2_5_vl.config import ConfigError
 from lvr_jax.models.qwen2_5_vl.layers import Compute
 from lvr_jax.models.qwen2_5_vl.model import abstract_model
-from lvr_jax.prism import readout, report
 from lvr_jax.prism.audit import Audit, Settings
-from lvr_jax.prism.capture import LAYERS
-from lvr_jax.prism.controls import CONTROL_KINDS
-from lvr_jax.prism.items import Items, template_for
+from lvr_jax.prism.measure.capture import LAYERS
+from lvr_jax.prism.measure.items import Items, template_for
+from lvr_jax.prism.probes import readout
+from lvr_jax.prism.probes.controls import CONTROL_KINDS
+from lvr_jax.prism.report import report
 from lvr_jax.training.partitioning import RULES, MeshError, make_mesh, shardings
 
 DTYPES = {"": None, "float32": jnp.float32, "bfloat16": jnp.bfloat16}

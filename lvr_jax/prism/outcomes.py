@@ -10,9 +10,9 @@ import re
 import numpy as np
 
 from lvr_jax.latents.sweep_files import SweepResults
-from lvr_jax.prism import corruptions
-from lvr_jax.prism.items import Items
-from lvr_jax.prism.paired import ConditionEffect, adjust, compare_conditions
+from lvr_jax.prism.measure import corruptions
+from lvr_jax.prism.measure.items import Items
+from lvr_jax.prism.statistics.paired import ConditionEffect, adjust, compare_conditions
 from lvr_jax.prism.verdict import Verdict, load_bearing_verdict
 
 _NOISE = re.compile(r"(relative_)?noise_([0-9.e+-]+)")

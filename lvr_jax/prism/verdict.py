@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lvr_jax.prism import intervals
-from lvr_jax.prism.intervals import Interval
-from lvr_jax.prism.paired import adjust, paired_t_pvalue
-from lvr_jax.prism.power import exact_mcnemar, minimum_detectable_effect
+from lvr_jax.prism.statistics import intervals
+from lvr_jax.prism.statistics.intervals import Interval
+from lvr_jax.prism.statistics.paired import adjust, paired_t_pvalue
+from lvr_jax.prism.statistics.power import exact_mcnemar, minimum_detectable_effect
 
 # Shares of the clean run's edge over chance. Below NEGLIGIBLE a loss is not worth a name even where it is significant;
 # from MOST on, little but chance is left. An unfound loss is excluded only if its interval ends below OVERLOOKED.

@@ -13,7 +13,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 import planted  # noqa: E402
 
 from lvr_jax.latents import sweep  # noqa: E402
-from lvr_jax.prism import corruptions, experiment  # noqa: E402
+from lvr_jax.prism import experiment  # noqa: E402
+from lvr_jax.prism.measure import corruptions
 from lvr_jax.prism.outcomes import outcomes, verdict  # noqa: E402
 
 ROOT = Path(__file__).parents[2]

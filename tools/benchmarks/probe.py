@@ -18,8 +18,8 @@ import numpy as np
 from sklearn.linear_model import RidgeClassifier, RidgeClassifierCV
 from threadpoolctl import threadpool_limits
 
-from lvr_jax.prism.folds import stratified_folds
-from lvr_jax.prism.ridge import ridge_scores
+from lvr_jax.prism.probes.folds import stratified_folds
+from lvr_jax.prism.probes.ridge import ridge_scores
 
 LAYERS, POSITIONS, ITEMS, WIDTH, FOLDS, LABELINGS, CLASSES = 16, 6, 191, 2048, 5, 20, 4
 ALPHAS = np.logspace(-2, 6, 9)

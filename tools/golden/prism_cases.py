@@ -11,9 +11,9 @@ from golden.training_cases import batch_of, forward
 from lvr_jax.evaluation.extraction import first_character, strict_tag
 from lvr_jax.latents import objectives, positions
 from lvr_jax.latents.objectives import Objective, Weights
-from lvr_jax.prism.alignment import summarise, token_alignment
-from lvr_jax.prism.correlation_intervals import binomial_bootstrap
-from lvr_jax.prism.logistic_probe import logistic_probe
+from lvr_jax.prism.measure.alignment import summarise, token_alignment
+from lvr_jax.prism.probes.logistic_probe import logistic_probe
+from lvr_jax.prism.statistics.correlation_intervals import binomial_bootstrap
 
 # The reference stores features in fp16, whose spacing is 5e-4 of a value.
 HALF = 1e-3

@@ -9,8 +9,9 @@ from ml_collections import ConfigDict
 from configs import prism as prism_config
 from lvr_jax.evaluation.results import read_results
 from lvr_jax.evaluation.scoring import summarise
-from lvr_jax.prism import experiment, report
-from lvr_jax.prism.tables import NOTHING, Table, cosine, number, percent, points
+from lvr_jax.prism import experiment
+from lvr_jax.prism.report import report
+from lvr_jax.prism.report.tables import NOTHING, Table, cosine, number, percent, points
 from study.jobs import TEXT_ONLY, Run, prism_settings, runs
 
 # Corruptions in the headline: what takes the latents' content away, and what hands the answer over.

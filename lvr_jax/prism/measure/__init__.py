@@ -1,0 +1,1 @@
+"""What an audit records: items, states, teacher-forced passes, sensitivity, corruptions, geometry."""

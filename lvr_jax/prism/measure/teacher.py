@@ -1,0 +1,114 @@
+"""What do latents look like under teacher forcing, as training saw them? Predicted and target latents of each stage.
+
+The pass of training (latents.objectives.forward), without noise: the state at p - 1 against the vision token at p.
+This is the paper's alignment; the free-running one compares what `prism.capture` kept with the same targets.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from lvr_jax.data.chat import encode_example
+from lvr_jax.data.packing import collate
+from lvr_jax.data.sample import Example
+from lvr_jax.evaluation.batches import batches
+from lvr_jax.latents import objectives
+from lvr_jax.latents.objectives import Objective, Weights
+from lvr_jax.latents.sweep_files import SweepFiles
+from lvr_jax.models.qwen2_5_vl.layers import Compute
+from lvr_jax.prism.measure.items import Items
+
+MANIFEST_KEY = "teacher_forced"
+
+
+@dataclasses.dataclass(frozen=True)
+class Forced:
+    """One stage's latents of the items with boxes: predicted, target [I, Z, D], valid [I, Z], fp32."""
+
+    stage: str
+    items: list[str]
+    predicted: np.ndarray
+    target: np.ndarray
+    valid: np.ndarray
+
+
+@functools.partial(jax.jit, static_argnames=("graph", "compute", "attention"))
+def _forward(graph, params, batch, compute: Compute, attention: str):
+    from flax import nnx
+
+    weights = Weights(jnp.float32(0), jnp.float32(0))
+    objective = Objective(attention=attention)
+    out = objectives.forward(nnx.merge(graph, params), batch, objective, weights, jax.random.key(0), compute)
+    return out["predicted"], out["target"]
+
+
+def run(items: Items, folder, *, count: int, latents: int, compute: Compute, progress: bool = True) -> int:
+    """Teacher-forces the first `count` items that have boxes; returns how many batches were run.
+
+    latents: at most so many of a stage are kept (a large box has thousands)
+    """
+    wanted = np.flatnonzero(items.boxed)[:count]
+    files = SweepFiles(folder)
+    examples = {int(i): _example(items, int(i)) for i in wanted}
+    planned = batches([items.geometry.size(examples[int(i)]) for i in wanted], items.rows, items.programs)
+    ids = [[items.ids[wanted[i]] for i in batch.items] for batch in planned]
+    files.open({
+        MANIFEST_KEY: items.template.name, "items": ids, "latents": latents, "weights": items.subject.weights,
+        "dtype": str(jnp.dtype(compute.dtype)), "attention": items.subject.attention, "stages": _visual(items),
+    })  # fmt: skip
+    done = 0
+    with tqdm(total=len(wanted), unit="item", desc="teacher forcing", disable=not progress) as bar:
+        for number, batch in enumerate(planned):
+            if not files.has("forced", number):
+                rows = [examples[int(wanted[i])] for i in batch.items]
+                files.write("forced", number, _run(items, rows, batch.budget, latents, compute))
+                done += 1
+            bar.update(len(batch.items))
+    return done
+
+
+def _example(items: Items, i: int) -> Example:
+    return encode_example(
+        items.benchmark[i], items.subject.tokenizer, items.template, answer_format="tagged_letter", **items.limits
+    )
+
+
+def _visual(items: Items) -> list[str]:
+    return [stage.name for stage in items.template.stages if stage.box_scale is not None]
+
+
+def _run(items: Items, rows: Sequence[Example], budget, latents: int, compute: Compute) -> dict[str, np.ndarray]:
+    filled = [*rows, *[rows[0]] * (items.rows - len(rows))]
+    batch = collate([[example] for example in filled], budget, items.geometry)
+    predicted, target = jax.device_get(_forward(
+        items.subject.graph, items.subject.params, batch, compute, items.subject.attention
+    ))
+    kept = {}
+    for number, stage in enumerate(items.template.stages, start=1):
+        if stage.box_scale is None:
+            continue
+        shape = (len(rows), latents, predicted.shape[-1])
+        arrays = {"predicted": np.zeros(shape, np.float32), "target": np.zeros(shape, np.float32)}
+        valid = np.zeros(shape[:2], bool)
+        for b in range(len(rows)):
+            here = np.flatnonzero((batch["stage"][b] == number) & (batch["vision_slot"][b] >= 0))
+            here = here[batch["group"][b][here] == batch["group"][b][here[:1]]][:latents]      # the first box's block
+            arrays["predicted"][b, : len(here)], arrays["target"][b, : len(here)] = predicted[b, here], target[b, here]
+            valid[b, : len(here)] = True
+        kept |= {f"{name}@{stage.name}": value for name, value in arrays.items()} | {f"valid@{stage.name}": valid}
+    return kept
+
+
+def read(folder) -> list[Forced]:
+    """Every visual stage of a finished pass, items in the order of the files."""
+    files = SweepFiles(folder)
+    manifest = files.manifest()
+    parts = [files.load("forced", number) for number in range(len(manifest["items"]))]
+    join = lambda key: np.concatenate([part[key] for part in parts])  # noqa: E731
+    ids = [i for batch in manifest["items"] for i in batch]
+    return [Forced(s, ids, join(f"predicted@{s}"), join(f"target@{s}"), join(f"valid@{s}")) for s in manifest["stages"]]

@@ -1,0 +1,1 @@
+"""From audits to tables, figures and one page."""

@@ -1,0 +1,170 @@
+"""What does a reader get of an audit? One HTML page, and the same as PNG, PDF, CSV and JSON.
+
+    report.html           everything, in one file that needs no network
+    report.json           the analyses of all checkpoints
+    figures/*.png, *.pdf  items of the gallery as png alone
+    tables/*.csv          answers-NAME.csv: every item under every condition
+"""
+
+import csv
+import dataclasses
+import io
+import json
+import re
+from collections.abc import Mapping, Sequence
+
+from etils import epath
+from matplotlib.figure import Figure
+
+from lvr_jax.checkpoints.errors import disk_full_is_one_line
+from lvr_jax.prism.audit import Audit
+from lvr_jax.prism.measure.corruptions import is_content
+from lvr_jax.prism.report import certainty, figures, gallery, page, prose, replicates, setting_comparison, tables
+from lvr_jax.prism.report.paper import load_paper
+from lvr_jax.prism.report.tables import Table, number
+
+METHOD = (
+    "Conditions are paired with clean item by item: exact McNemar tests, Tango's interval of the difference, paired t "
+    "on the margin of the gold letter's logit, Holm over all conditions of a checkpoint.",
+    "The verdict rests on conditions that put other content of the same kind in the latents' place, or hide it, over "
+    "the items in which latents were fed. An item whose condition had nothing to feed is left out of that condition.",
+    "“Ignored” means that a loss of a quarter of the edge over chance is excluded, not that there is none.",
+    "Zeros, random directions and strong noise are off the manifold of latents, and removal changes the format: what "
+    "they cost is no evidence that content is read, and does not enter the verdict.",
+    "Probes show what is linearly decodable, not what is used. Control labels and baselines say what a probe scores "
+    "without reading.",
+    "Teacher-forced cosine sees the targets as inputs; free-running cosine is what the answer is made with.",
+    "First-order sensitivity is local: where measured spread leaves the line, the margin is not linear in the latents.",
+    "One benchmark; where a variant has one training run, differences between variants may be differences of seeds.",
+)
+
+
+def write(
+    audits: Sequence[Audit], analyses: Sequence[Mapping], folder, *, title: str = "", settings: Sequence[str] = (),
+    variants: Sequence[str] = (), lead: Sequence[Table] = (),
+) -> epath.Path:  # fmt: skip
+    """Writes the whole report into `folder`; returns the page's path. Each file is there completely or not at all.
+
+    settings: of each checkpoint, where there are several: they are compared first. variants: of each checkpoint, where
+    some are training seeds of one. The paper's tables and figures are of the first setting, a seed a variant. lead:
+    tables that stand before all others.
+    """
+    folder, paper = epath.Path(folder), load_paper()
+    files = _Files(folder)
+    settings = settings or [""] * len(analyses)
+    variants = variants or [a["name"] for a in analyses]
+    before, across = list(lead), []
+    if len(set(settings)) > 1:
+        before.append(setting_comparison.table(analyses, settings))
+        across.append(_picture(files, "settings", setting_comparison.figure(analyses, settings, variants),
+                               setting_comparison.CAPTION))
+    in_first = [n for n, setting in enumerate(settings) if setting == settings[0]]
+    several, names = [analyses[n] for n in in_first], [variants[n] for n in in_first]
+    first = [several[n] for n in replicates.first_seeds(names)]
+    if len(set(variants)) < len(variants):
+        before += [replicates.spread(analyses, variants), replicates.correlations(several, names)]
+    shared = figures.of_paper(first, paper) | {"sigma-curve": figures.sigma_curve(first)}
+    common = [*tables.of_paper(first, paper), certainty.table(first, paper)]
+    shown = [_picture(files, key, figure, figures.CAPTIONS[key]) for key, figure in shared.items() if figure]
+    checkpoints = [_checkpoint(files, audit, analysis) for audit, analysis in zip(audits, analyses)]
+    for table in (*before, *common):
+        files.put(f"tables/{table.key}.csv", table_csv(table))
+    files.put("report.json", json.dumps(list(analyses), indent=1) + "\n")
+    one = analyses[0]
+    html = page.render(
+        title=title or "PRISM: " + ", ".join(a["name"] for a in analyses),
+        subtitle=f"{one['items']} items of {one['benchmark']}, protocol {one['protocol']['name']}; "
+                 f"{len(one['conditions'])} conditions beside the clean pass.",
+        before=before, across=across, figures=shown, tables=common, checkpoints=checkpoints, method=METHOD,
+    )  # fmt: skip
+    return files.put("report.html", html)
+
+
+def _checkpoint(files: "_Files", audit: Audit, a: Mapping) -> dict:
+    name, anchor = a["name"], slug(a["name"])
+    drawn = {key: make(a) for key, make in figures.OF_CHECKPOINT.items()}
+    own = [dataclasses.replace(t, key=slug(t.key)) for t in tables.of_checkpoint(a)]
+    for table in own:
+        files.put(f"tables/{table.key}.csv", table_csv(table))
+    files.put(f"tables/answers-{anchor}.csv", answers_csv(a))
+    latents = ", ".join(f"{n} {stage}" for stage, n in a["latents"].items())
+    clean = a["clean"]
+    return {
+        "name": name, "anchor": anchor, "kind": a["verdict"]["kind"] if a["verdict"] else "no verdict",
+        "paragraph": prose.paragraph(a), "notes": a["notes"], "tables": own,
+        "about": f"{a['checkpoint']}; system {a['system']}, budget {latents}; clean accuracy "
+                 f"{tables.within(clean['accuracy'])} %, chance {tables.percent(clean['chance'])} %; latents in "
+                 f"{clean['triggered']} of {a['items']} items, {clean['answered']} with a readable answer.",
+        "figures": [_picture(files, f"{key}-{anchor}", figure, figures.CAPTIONS[key])
+                    for key, figure in drawn.items() if figure],
+        "gallery": [_item(files, audit, a, index) for index in a["gallery"]],
+    }  # fmt: skip
+
+
+def _item(files: "_Files", audit: Audit, a: Mapping, index: int) -> dict:
+    answer = a["answers"][index]
+    figure = gallery.draw(audit.items, index, audit.folder / "capture", answer["latents"])
+    caption = f"Item {answer['id']}: image, box, and the image tokens nearest to each latent."
+    key = f"item-{slug(a['name'])}-{slug(answer['id'])}"
+    parsed, margin = answer["parsed"], answer["margin"] or {}
+    rows = [{"name": c, "answer": parsed[c], "right": answer["right"][c], "margin": number(margin.get(c), 2, sign=True)}
+            for c in parsed if c not in answer["missing"]]  # fmt: skip
+    changed = sum(is_content(c) and parsed[c] != parsed["clean"] for c in parsed)
+    return {
+        "id": answer["id"], "gold": answer["gold"], "clean": parsed["clean"], "changed": changed, "conditions": rows,
+        "question": audit.items.benchmark[index].question, "reply": answer["reply"],
+        "figure": _picture(files, key, figure, caption, kind="png"),
+    }  # fmt: skip
+
+
+def _picture(files: "_Files", key: str, figure: Figure, caption: str, kind: str = "svg") -> dict:
+    """Drawn once a format: figures as svg in the page, png and pdf beside it; photographs as png."""
+    drawn = {each: page.image_bytes(figure, each) for each in (("svg", "png", "pdf") if kind == "svg" else ("png",))}
+    for each in drawn.keys() - {"svg"}:
+        files.put(f"figures/{key}.{each}", drawn[each])
+    return {"key": key, "caption": caption, "source": page.inline(drawn[kind], kind)}
+
+
+def slug(name: str) -> str:
+    """A name as a file name and as an anchor."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-") or "checkpoint"
+
+
+def table_csv(table: Table) -> str:
+    rows = [("source", *table.columns)]
+    first = len(table.rows) if table.published is None else table.published
+    rows += [("run" if n < first else "published", *row) for n, row in enumerate(table.rows)]
+    return _csv(rows)
+
+
+def answers_csv(a: Mapping) -> str:
+    """A line an item and condition: what was read, whether it is right, and the margin."""
+    rows = [("id", "category", "gold", "condition", "parsed", "right", "margin", "missing")]
+    for answer in a["answers"]:
+        margin = answer["margin"] or {}
+        rows += [(answer["id"], answer["category"], answer["gold"], c, parsed, int(answer["right"][c]),
+                  "" if margin.get(c) is None else f"{margin[c]:.6g}", int(c in answer["missing"]))
+                 for c, parsed in answer["parsed"].items()]  # fmt: skip
+    return _csv(rows)
+
+
+def _csv(rows) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
+
+
+class _Files:
+    """Writes under one folder, each file under a temporary name first."""
+
+    def __init__(self, folder: epath.Path):
+        self.folder = folder
+
+    def put(self, name: str, content: str | bytes) -> epath.Path:
+        path = self.folder / name
+        with disk_full_is_one_line(self.folder):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.parent / (path.name + ".partial")
+            temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+            temporary.replace(path)
+        return path

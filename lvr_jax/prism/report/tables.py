@@ -1,0 +1,297 @@
+"""What do the tables of a report hold? Tables 1 to 4 of the paper for this run beside the published values, and ours.
+
+A table is data: HTML and CSV are made of the same rows. Percent and points are written as in the paper.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from lvr_jax.prism.measure import corruptions
+from lvr_jax.prism.report.paper import Paper
+from lvr_jax.prism.statistics.across_variants import correlation
+
+NOTHING = "–"
+Analysis = Mapping
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """key: file name and anchor; rows: text by column; published: rows from here on are the paper's (None: none)."""
+
+    key: str
+    title: str
+    caption: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    published: int | None = None
+
+
+def number(value: float | None, digits: int = 1, scale: float = 1.0, sign: bool = False) -> str:
+    if value is None or not np.isfinite(value):
+        return NOTHING
+    text = f"{scale * value:{'+' if sign else ''}.{digits}f}"
+    return text.replace("-", "−") if float(text) else text.replace("-", "").replace("+", "")
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    return number(value, digits, 100)
+
+
+def points(value: float | None, digits: int = 1) -> str:
+    return number(value, digits, 100, sign=True)
+
+
+def within(interval: Mapping | None, scale: float = 100, digits: int = 1, sign: bool = False) -> str:
+    """point [low, high]"""
+    if interval is None or interval.get("point") is None:
+        return NOTHING
+    p, low, high = (number(interval[key], digits, scale, sign) for key in ("point", "low", "high"))
+    return f"{p} [{low}, {high}]"
+
+
+def probability(p: float | None) -> str:
+    if p is None:
+        return NOTHING
+    return "< 0.0001" if p < 1e-4 else f"{p:.4f}" if p < 0.1 else f"{p:.2f}"
+
+
+# Reading an analysis -------------------------------------------------------------------------------------------------
+
+
+def effect(analysis: Analysis, column: str) -> Mapping | None:
+    """The statistics of the condition that stands for a column of the paper."""
+    stats = {e["name"]: e["stats"] for e in analysis["conditions"]}
+    return next((stats[name] for name in corruptions.PAPER[column] if stats.get(name)), None)
+
+
+def delta(analysis: Analysis, column: str) -> float | None:
+    found = effect(analysis, column)
+    return None if found is None else found["delta"]
+
+
+def pair(analysis: Analysis, *path: str):
+    """A value of the paper's pair of probes, None if they could not be fitted."""
+    found = analysis["probes"]["pair"]
+    for key in path:
+        found = found.get(key) if isinstance(found, Mapping) else None
+    return found
+
+
+def cosine(analysis: Analysis, way: str = "teacher_forced") -> float | None:
+    """Mean cosine of the last stage, the one that the paper scores."""
+    stages = list(analysis["alignment"].values())
+    return stages[-1].get(way, {}).get("mean_cosine") if stages else None
+
+
+COLUMNS = {
+    "cosine": cosine,
+    "vstar": lambda a: a["clean"]["accuracy"]["point"],
+    "probe_a": lambda a: pair(a, "logistic", "answer", "accuracy"),
+    "probe_b": lambda a: pair(a, "logistic", "last_latent", "accuracy"),
+    "gap": lambda a: pair(a, "gap", "point"),
+    **{column: (lambda a, column=column: delta(a, column)) for column in corruptions.PAPER},
+}
+HEADS = {"cosine": "cosine", "vstar": "accuracy", "probe_a": "(a)", "probe_b": "(b)", "gap": "G", "truncate": "zero",
+         "noise_0.1": "σ = 0.1", "noise_0.3": "σ = 0.3", "noise_1.0": "σ = 1", "swap": "swap"}  # fmt: skip
+
+
+def _run_cell(column: str, value: float | None) -> str:
+    if column == "cosine":
+        return number(value, 3)
+    return points(value) if column in corruptions.PAPER else percent(value)
+
+
+def _printed(paper: Paper, column: str, v: int) -> str:
+    return paper.raw["columns"][column]["values"][v].replace("-", "−")
+
+
+# The paper's tables --------------------------------------------------------------------------------------------------
+
+
+def table_1(analyses: Sequence[Analysis], paper: Paper) -> Table:
+    rows = [(a["name"], *(_run_cell(c, read(a)) for c, read in COLUMNS.items())) for a in analyses]
+    rows += [(v, *(_printed(paper, c, n) for c in COLUMNS)) for n, v in enumerate(paper.variants)]
+    return Table(
+        "table-1", "Table 1 · Alignment, accuracy, probes, corruption",
+        "Cosine is teacher-forced, of the last stage. (a): probe at the answer-decoding state, (b): at the last "
+        "latent's output, G their difference. The last five columns are points against clean; negative: the model's "
+        f"own latents help. This run: {analyses[0]['benchmark']}; published: V*Bench.",
+        ("checkpoint", *(HEADS[c] for c in COLUMNS)), tuple(rows), len(analyses),
+    )  # fmt: skip
+
+
+def table_2(analyses: Sequence[Analysis], paper: Paper) -> Table:
+    rows, seen = [], set()
+    for published in paper.raw["correlations"]:
+        x, y = published["x"], published["y"]
+        if x not in COLUMNS or y not in COLUMNS or (x, y) in seen:     # the appendix repeats some with more digits
+            continue
+        seen.add((x, y))
+        own = ranks = p = NOTHING
+        pairs = [(COLUMNS[x](a), COLUMNS[y](a)) for a in analyses]
+        if len(pairs) >= 3 and all(v is not None for each in pairs for v in each):
+            found = correlation(*zip(*pairs))
+            if np.isfinite(found.pearson):                              # not where one side is constant
+                own, ranks = number(found.pearson, 2, sign=True), number(found.spearman, 2, sign=True)
+                p = probability(found.pearson_p)
+        rows.append((HEADS[x], HEADS[y], own, ranks, p, published["r"].replace("-", "−")))
+    n = len(analyses)
+    note = "Three checkpoints at least are needed. " if n < 3 else ""
+    return Table(
+        "table-2", "Table 2 · Correlations across checkpoints",
+        f"{note}Pearson and Spearman over {n} checkpoint{'s' * (n != 1)}, p by permutation of all orders: with 5 "
+        "checkpoints none below 0.0167 is possible. A handful of variants in clusters cannot show that a diagnostic "
+        "ranks models.",
+        ("x", "y", "r, this run", "rank r, this run", "p, this run", "r, published (n = 5)"), tuple(rows),
+    )  # fmt: skip
+
+
+def table_3(analyses: Sequence[Analysis], paper: Paper) -> Table:
+    def probe(a, name):
+        found = pair(a, "logistic", name)
+        return NOTHING if found is None else f"{percent(found['accuracy'])} ± {percent(found['accuracy_std'])}"
+
+    rows = [
+        (a["name"], str(pair(a, "items") or 0), probe(a, "answer"),
+         number(pair(a, "logistic", "answer", "cross_entropy"), 3),
+         number(pair(a, "logistic", "answer", "mi_empirical"), 3), probe(a, "last_latent"), probe(a, "question"),
+         percent(pair(a, "baselines", "majority", "point")), percent(a["clean"]["accuracy"]["point"]))
+        for a in analyses
+    ]  # fmt: skip
+    majority = max(paper.raw["benchmarks"]["vstar"]["letters"].values()) / paper.raw["benchmarks"]["vstar"]["n"]
+    cell = lambda c, n: f"{_printed(paper, c, n)} ± {_printed(paper, c + '_se', n)}"  # noqa: E731
+    rows += [
+        (v, "191", cell("probe_a", n), _printed(paper, "cross_entropy_a", n), _printed(paper, "mi_lower_bound", n),
+         cell("probe_b", n), cell("question_mean", n), percent(majority), _printed(paper, "vstar", n))
+        for n, v in enumerate(paper.variants)
+    ]  # fmt: skip
+    return Table(
+        "table-3", "Table 3 · Probes",
+        "The paper's logistic probe (z-scored, C = 1, 5 folds, seed 42); ± is the deviation over folds. Items without "
+        "latents or without an answer are not in the probe. Majority: always the commonest letter, the honest floor "
+        "(25 % is not).",
+        ("checkpoint", "items", "(a)", "CE (a)", "MI bound", "(b)", "question mean", "majority", "accuracy"),
+        tuple(rows), len(analyses),
+    )  # fmt: skip
+
+
+def table_4(analyses: Sequence[Analysis], paper: Paper) -> Table:
+    rows = []
+    for a in analyses:
+        cells = [within(None if (e := effect(a, c)) is None else e["delta_interval"], sign=True)
+                 for c in corruptions.PAPER]  # fmt: skip
+        rows.append((a["name"], percent(a["clean"]["accuracy"]["point"]), *cells))
+    rows += [(v, _printed(paper, "corruption_clean", n), *(_printed(paper, c, n) for c in corruptions.PAPER))
+             for n, v in enumerate(paper.variants)]  # fmt: skip
+    return Table(
+        "table-4", "Table 4 · Corruption",
+        "Clean accuracy of the corruption run, and points against it with the 95 % interval of the paired difference "
+        "(Tango). The paper prints no interval; one V*Bench item is 0.5 points.",
+        ("checkpoint", "clean", *(HEADS[c] for c in corruptions.PAPER)), tuple(rows), len(analyses),
+    )  # fmt: skip
+
+
+# Ours, for one checkpoint --------------------------------------------------------------------------------------------
+
+
+def conditions(a: Analysis) -> Table:
+    rows = []
+    for e in a["conditions"]:
+        s = e["stats"]
+        if s is None:
+            rows.append((e["name"], "0", *[NOTHING] * 9))
+            continue
+        rows.append((
+            e["name"], str(s["n"]), percent(s["accuracy"]["point"]), within(s["delta_interval"], sign=True),
+            f"{s['lost']} / {s['gained']}", probability(s["p_mcnemar"]), probability(s["p_mcnemar_holm"]),
+            within(s["margin_delta"], 1, 2, sign=True), probability(s["p_margin_holm"]),
+            percent(s["minimum_effect"]), "yes" if e["content"] else "",
+        ))  # fmt: skip
+    return Table(
+        f"conditions-{a['name']}", "Every condition against clean",
+        "Points with 95 % interval; items lost / gained; exact McNemar p, and Holm over all conditions; shift of the "
+        "gold letter's logit margin with interval and Holm p; the smallest loss that so many items would show with "
+        "80 % power; whether the condition counts as evidence on the latents' content.",
+        ("condition", "items", "accuracy", "Δ points", "lost / gained", "p", "Holm", "Δ margin", "Holm (margin)",
+         "detectable", "evidence"), tuple(rows),
+    )  # fmt: skip
+
+
+def probes(a: Analysis) -> Table:
+    rows = []
+    for name, p in a["probes"]["grid"].items():
+        if "reason" in p:
+            rows.append((name, str(p["items"]), *[NOTHING] * 4))
+            continue
+        last = {key: {end: p[key][end][-1] for end in ("point", "low", "high")} for key in ("accuracy", "selectivity")}
+        rows.append((name, str(p["items"]), within(last["accuracy"]), percent(p["control"][-1]),
+                     within(last["selectivity"], sign=True), probability(p["control_p"][-1])))  # fmt: skip
+    return Table(
+        f"probes-{a['name']}", "Ridge probe at every position, last layer",
+        "Accuracy with item-bootstrap interval, mean accuracy on control labels, selectivity, and the share of "
+        "labelings that the probe scores at least as well on. A position that items lack is probed on those that "
+        "have it.",
+        ("position", "items", "accuracy", "control", "selectivity", "p"), tuple(rows),
+    )  # fmt: skip
+
+
+def floor(a: Analysis) -> Table | None:
+    """What needs no latent: baselines and controls of the pair."""
+    base, controls = pair(a, "baselines"), pair(a, "controls")
+    if base is None:
+        return None
+    rows = [(name.replace("_", " "), within(value), NOTHING) for name, value in base.items()]
+    for kind, by in controls.items():
+        label = f"control labels, {kind.replace('_', ' ')}"
+        for name, short in (("answer", "(a)"), ("last_latent", "(b)")):
+            rows.append((f"{label}, at {short}", percent(by[name]["control"]),
+                         within(by[name]["selectivity"], sign=True)))  # fmt: skip
+    return Table(f"floor-{a['name']}", "What a probe scores without reading",
+                 "Baselines on the probes' own folds, and accuracy on control labels with the probe's selectivity.",
+                 ("baseline", "accuracy", "selectivity of the probe"), tuple(rows))  # fmt: skip
+
+
+def alignment(a: Analysis) -> Table | None:
+    rows = []
+    for stage, s in a["alignment"].items():
+        t, f = s["teacher_forced"], s.get("free_running", {})
+        rt, rf = s["retrieval_teacher_forced"], s.get("retrieval_free_running", {})
+        for way, m, r in (("teacher-forced", t, rt), ("free-running", f, rf)):
+            rows.append((stage, way, str(m.get("items", 0)), number(m.get("mean_cosine"), 3),
+                         number(m.get("mean_mse"), 3), number(m.get("mean_norm_ratio"), 2), percent(r.get("R@1")),
+                         percent(r.get("chance_R@1")), number(r.get("mrr"), 3)))  # fmt: skip
+        rows += [(stage, f"guess: {name.replace('_', ' ')}", str(s["items"]), number(value, 3), *[NOTHING] * 5)
+                 for name, value in s["trivial"].items()]  # fmt: skip
+    if not rows:
+        return None
+    return Table(
+        f"alignment-{a['name']}", "Alignment with the visual targets",
+        "Teacher-forced, as the paper measures it, and free-running, as the answer is made; guesses that know nothing "
+        "of the question; retrieval of the own target among all items by block means.",
+        ("stage", "latents", "items", "cosine", "MSE", "norm ratio", "R@1", "chance", "MRR"), tuple(rows),
+    )  # fmt: skip
+
+
+def collapse(a: Analysis) -> Table:
+    named = [(f"{stage}, own latents", c) for stage, c in a["collapse"].items()]
+    named += [(f"{stage}, targets", s["collapse_of_targets"]) for stage, s in a["alignment"].items()]
+    rows = [
+        (name, str(c.get("items", 0)), number(c.get("pairwise_cosine"), 3), number(c.get("adjacent_cosine"), 3),
+         number(c.get("participation_ratio"), 1), str(c.get("rank_90", NOTHING))) for name, c in named
+    ]  # fmt: skip
+    return Table(
+        f"collapse-{a['name']}", "Collapse",
+        "Mean cosine between items at the same step, between neighbouring steps, participation ratio, and axes for "
+        "90 % of the variance; the visual targets for comparison.",
+        ("latents", "items", "across items", "adjacent", "participation", "rank 90 %"), tuple(rows),
+    )  # fmt: skip
+
+
+def of_checkpoint(a: Analysis) -> list[Table]:
+    return [t for t in (conditions(a), probes(a), floor(a), alignment(a), collapse(a)) if t is not None]
+
+
+def of_paper(analyses: Sequence[Analysis], paper: Paper) -> list[Table]:
+    return [make(analyses, paper) for make in (table_1, table_2, table_3, table_4)]

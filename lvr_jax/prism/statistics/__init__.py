@@ -1,0 +1,1 @@
+"""Intervals, paired tests, power and correlations: statistics that know nothing of models or files."""
