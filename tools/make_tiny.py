@@ -45,6 +45,8 @@ from tiny.warm_up import same_words, warm_up
 CONFIG = SIZES["tiny"]
 # Matrices start five times wider than published checkpoints do: 0.1, about the inverse root of the widths here.
 WIDER = 5.0
+# Qwen's layout, for programs that ask a checkpoint for its chat template; ours write the same text without one.
+TEMPLATE = Path(__file__).parent / "tiny" / "chat_template.jinja"
 ITEMS = 1000        # held-out scenes for the card
 
 
@@ -141,6 +143,7 @@ def write_files(folder: Path, tokenizer: ChatTokenizer, config: Config) -> None:
         },
     }.items():  # fmt: skip
         (folder / name).write_text(json.dumps(fields, indent=2) + "\n")
+    (folder / TEMPLATE.name).write_text(TEMPLATE.read_text())
 
 
 def evaluate(folder: Path, results: Path) -> list[Score]:

@@ -35,7 +35,7 @@ class Subject:
 
     stop: ids that end an answer; min_pixels, max_pixels: of its preprocessor; notes: what a person should know;
     weights: a number of the parameters, so that results of other weights under the same path are told apart.
-    attention: who may see whom in it, a key of latents.routing.ATTENTION
+    attention: who may see whom in it, a key of latents.routing.ATTENTION; fields: its config.json
     """
 
     name: str
@@ -50,6 +50,7 @@ class Subject:
     weights: int
     notes: tuple[str, ...] = ()
     attention: str = "full"
+    fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def budget(self, protocol: Protocol) -> int:
         """N, latents a block: a protocol has one for systems of one stage and one for those of several."""
@@ -90,7 +91,7 @@ def open_subject(
         raise SpecError(f"{where}: {FIELD} is {attention!r}, expected one of {', '.join(ATTENTION)}")
     _, params, _ = load(folder, shardings, dtype)
     return Subject(os.fspath(folder), config, abstract_model(config)[0], params, tokenizer, spec, stop, low, high,
-                   fingerprint(params), notes, attention)
+                   fingerprint(params), notes, attention, fields)
 
 
 class _Ids(dict):

@@ -105,10 +105,10 @@ class Audit:
             watched = dataclasses.replace(corrupting, keep=("attention@answer", "attention@latents"),
                                           record=("attention",), chunk=1)  # fmt: skip
             sweeps.run(watched, prompts, [c for c in conditions if c.name in s.attention], self.folder / "attention")
-        aligned = s.aligned if items.template is not None and items.boxed.any() else 0
-        if not aligned and s.aligned:
-            why = "no item has a box" if items.template is not None else "the system's training layout is not known"
-            notes.append(f"no alignment: {why}")
+        lacking = "no item has a box" if not items.boxed.any() else items.lacks_targets
+        aligned = 0 if lacking else s.aligned
+        if lacking and s.aligned:
+            notes.append(f"no alignment: {lacking}")
         if aligned:
             teacher.run(items, self.folder / "teacher", count=aligned, latents=s.target_latents, compute=self.compute,
                         progress=self.progress)  # fmt: skip

@@ -90,7 +90,7 @@ def prepare(config: Mapping, settings: Settings, folder: str, label: str, place,
     dtype = DTYPES[config.dtype] or (jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)
     subject = open_subject(folder, system=config.system or None, shardings=cut, dtype=dtype)
     items = Items(
-        subject, benchmark, protocol, template_for(subject.spec.name, config.alignment.template),
+        subject, benchmark, protocol, template_for(subject, config.alignment.template),
         rows=config.rows, programs=config.programs, seed=config.seed, force=config.force_latents,
     )  # fmt: skip
     return Audit(label, items, settings, place, Compute(dtype=dtype), mesh, progress, say)

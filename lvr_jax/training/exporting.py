@@ -1,18 +1,21 @@
-"""What does a finished run leave for the other tools? The trained network as a checkpoint folder of ours.
+"""Exports a finished run for the other tools: the trained network as a checkpoint folder of ours.
 
-It converts to Hugging Face (tools/convert.py): config.json names the latent tokens' ids, as the released code reads
-them, and the tokenizer holds the tokens.
+It converts to Hugging Face (tools/convert.py) and then runs in the released code of "Cosine Misleads": config.json has
+the fields that its trainer writes and its model class reads, and the tokenizer holds the latent tokens.
 """
 
 import json
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from etils import epath
 
 from lvr_jax import checkpoints
 from lvr_jax.checkpoints.folder import MARKER, copy_files
 from lvr_jax.checkpoints.hugging_face import travelling_files
+from lvr_jax.data.layout_fields import layout_fields
+from lvr_jax.data.templates import TEMPLATES
 from lvr_jax.latents.routing import FIELD
 from lvr_jax.latents.spec import system
 from lvr_jax.training.experiment import Experiment, files_of
@@ -26,11 +29,7 @@ def export(experiment: Experiment, state: State, folder: epath.Path) -> None:
     if (folder / MARKER).exists():
         return
     checkpoint, network = experiment.config.init.checkpoint, experiment.network
-    fields = {f: experiment.tokenizer.id(token) for f, token in system(experiment.config.system.name).config_ids}
-    # The released model class reads these two whatever a checkpoint has.
-    if experiment.config.objective.attention != "full":
-        fields[FIELD] = experiment.config.objective.attention
-    fields |= {"lvr_head": network.latent_head != "none", "latent_end_token": network.latent_end_embedding}
+    fields = exported_fields(experiment)
     with tempfile.TemporaryDirectory() as files:
         # Every process describes the same checkpoint; the first one's files travel.
         if checkpoint:
@@ -41,3 +40,17 @@ def export(experiment: Experiment, state: State, folder: epath.Path) -> None:
         checkpoints.save_params(
             folder, join(state.trained, state.frozen), network, files=files, fields=fields, overwrite=True
         )
+
+
+def exported_fields(experiment: Experiment) -> dict[str, Any]:
+    """What a run adds to config.json: ids of the latent tokens, the layout of its blocks, and how they were trained."""
+    network, objective = experiment.network, experiment.recipe.objective
+    found = layout_fields(TEMPLATES[experiment.data.template])
+    found |= {f: experiment.tokenizer.id(token) for f, token in system(experiment.config.system.name).config_ids}
+    if objective.attention != "full":
+        found[FIELD] = objective.attention
+    # The released model class reads the first three whatever a checkpoint has; its trainer writes the others.
+    return found | {
+        "lvr_head": network.latent_head != "none", "latent_end_token": network.latent_end_embedding,
+        "loss_lvr_fct": objective.distance, "nlvr_mode": objective.noise > 0, "nlvr_noise_scale": objective.noise,
+    }  # fmt: skip

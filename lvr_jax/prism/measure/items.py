@@ -13,6 +13,7 @@ import numpy as np
 from lvr_jax.data.boxes import box_to_tokens
 from lvr_jax.data.chat import encode_prompt
 from lvr_jax.data.images import MERGE
+from lvr_jax.data.layout_fields import LayoutError, layout_of
 from lvr_jax.data.options import LETTERS
 from lvr_jax.data.packing import Geometry, collate
 from lvr_jax.data.sample import Example, Sample
@@ -29,8 +30,6 @@ from lvr_jax.latents import regions
 from lvr_jax.latents.conditions import name_number
 from lvr_jax.latents.sweep import Prompts
 
-# How each latent system was trained to lay its blocks out; the others have no targets that this project knows.
-TEMPLATE_OF = {"lvr": "lvr", "lvr_latent_end": "lvr", "v_reflection": "lvr", "p_lvr": "p_lvr_2"}
 REGIONS = ("box", "wrong_box", "random_crop")
 
 
@@ -38,7 +37,7 @@ REGIONS = ("box", "wrong_box", "random_crop")
 class Items:
     """A benchmark as one checkpoint is asked it; `I` items in the benchmark's order.
 
-    template: of its training sequences, for targets and boxes (None: the system has no known one)
+    template: of its training sequences, for targets and boxes (None: its layout is not known)
     rows: items a batch; programs: how many budgets at most; seed: of moved boxes and random crops
     force: the prompt ends with the (last stage's) start marker, so that every item opens a latent block
     """
@@ -111,6 +110,14 @@ class Items:
     def boxed(self) -> np.ndarray:
         """[I] bool: items that have a box."""
         return self._surveyed[1]
+
+    @property
+    def lacks_targets(self) -> str:
+        """Why latents have no visual targets to be compared with; nothing where they have."""
+        if self.template is None:
+            return "the system's training layout is not known"
+        visual = any(stage.box_scale is not None for stage in self.template.stages)
+        return "" if visual else f"the training layout {self.template.name} has no visual targets"
 
     def prompts(self) -> list[Prompts]:
         """What the sweep and the capture run over."""
@@ -211,9 +218,13 @@ class _Lazily(Mapping):
         return len(REGIONS)
 
 
-def template_for(system: str, name: str = "") -> SequenceTemplate | None:
-    """The training layout of a system, or the one that the config names."""
+def template_for(subject: Subject, name: str = "") -> SequenceTemplate | None:
+    """The training layout that the config names, else the one that the checkpoint states (None: none is known)."""
     if name and name not in TEMPLATES:
         raise BenchmarkError(f"alignment.template is {name!r}, expected one of {', '.join(TEMPLATES)}")
-    found = name or TEMPLATE_OF.get(system)
-    return None if found is None else TEMPLATES[found]
+    if name:
+        return TEMPLATES[name]
+    try:
+        return layout_of(subject.fields, len(subject.spec.stages), f"{subject.name}: config.json")
+    except LayoutError as error:
+        raise BenchmarkError(f"{error} (or --config.alignment.template)") from error
