@@ -164,7 +164,14 @@ def summary(results: Results) -> str:
     for score in summarise(marks, names):
         lines.append(f"{score.aggregation:10} {score.category or 'all':24} {100 * score.value:5.1f} %"
                      f"  [{100 * score.low:.1f}, {100 * score.high:.1f}] {score.interval}, n = {score.items}")
-    triggered, unread = sum(item.triggered for item in items), sum(item.parsed is None for item in items)
+    content = [dataclasses.replace(mark, correct=item.content_correct) for mark, item in zip(marks, items)]
+    followed = [item.follows for item in items if item.follows is not None]
+    if followed:                                        # elsewhere the letter is the content
+        score = summarise(content, ["micro"])[0]
+        lines.append(f"{'content':10} {'all':24} {100 * score.value:5.1f} %  [{100 * score.low:.1f}, "
+                     f"{100 * score.high:.1f}] {score.interval}, n = {score.items}; the letter is that of the reply's"
+                     f" own word in {sum(followed)} of {len(followed)}")
+    triggered, unread = sum(item.triggered for item in items), sum(not item.readable for item in items)
     latents = sum(item.latents_fed for item in items) / len(items)
     lines.append(f"latent mode entered by {triggered} of {len(items)}, {latents:.1f} latents an item;"
                  f" {unread} replies without an answer")

@@ -198,7 +198,7 @@ def lmms_visualpuzzles(reply: str, choices: Choices) -> str | None:
 
 # Ours ----------------------------------------------------------------------------------------------------------------
 
-_SPECIAL = re.compile(r"<\|[^|<>]*\|>")
+SPECIAL = re.compile(r"<\|[^|<>]*\|>")
 _LEAD = re.compile(r"(?:the\s+)?(?:correct\s+|best\s+)?answer(?:\s+is\s*:?|\s*:)\s*", re.IGNORECASE)
 _STOPS = ("", ".", ":")
 
@@ -209,7 +209,7 @@ def strict_mapping(reply: str, choices: Choices) -> str | None:
     The answer is what stands in the last `<answer>` tag, or the reply itself; special tokens, a leading "the answer
     is" and a final full stop are dropped. No first-letter guess: "Blue" is not B unless option B reads "blue".
     """
-    answer = _SPECIAL.sub("", reply).split("<answer>")[-1].split("</answer>")[0].strip()
+    answer = SPECIAL.sub("", reply).split("<answer>")[-1].split("</answer>")[0].strip()
     answer = _LEAD.sub("", answer, count=1) if _LEAD.match(answer) else answer
     answer = " ".join(answer.split()).removesuffix(".").strip().lower()
     if not answer:
@@ -228,8 +228,12 @@ def strict_mapping(reply: str, choices: Choices) -> str | None:
 
 def open_answer(reply: str) -> str:
     """The text of an open answer: tag, special tokens, case, articles, punctuation at the ends and spacing dropped."""
-    answer = _SPECIAL.sub("", reply).split("<answer>")[-1].split("</answer>")[0].lower()
-    words = [word for word in answer.split() if word not in ("a", "an", "the")]
+    return plain_text(SPECIAL.sub("", reply).split("<answer>")[-1].split("</answer>")[0])
+
+
+def plain_text(text: str) -> str:
+    """A text without special tokens, case, articles, punctuation at the ends and spacing."""
+    words = [word for word in SPECIAL.sub(" ", text).lower().split() if word not in ("a", "an", "the")]
     return " ".join(words).strip(" .,;:!?\"'")
 
 

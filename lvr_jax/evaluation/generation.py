@@ -17,6 +17,7 @@ import numpy as np
 from lvr_jax.data.packing import Budget, Geometry, collate
 from lvr_jax.data.sample import Example
 from lvr_jax.data.tokenizers import ChatTokenizer
+from lvr_jax.evaluation.content import word_before
 from lvr_jax.evaluation.protocol import Protocol
 from lvr_jax.evaluation.results import Result
 from lvr_jax.evaluation.rows import BenchmarkError, Row
@@ -131,12 +132,14 @@ class Generation:
         reply = self.subject.tokenizer.decode(trace["token"][live])
         latents = int((trace["latent"] & live).sum())
         parsed, correct = judge(row, self.tagged(reply), self.rule)
+        said = self.subject.tokenizer.decode(trace["token"][positions.spoken(live, trace["latent"])])
         letters = len(row.choices)
         logits = trace["letters"][at, :letters] if at >= 0 and self.place.tell_apart(letters) else ()
         return Result(
             id=row.id, correct=bool(correct), prompt=question, reply=reply, parsed=parsed, letter=row.letter,
             answer=row.answer, category=row.category, group=row.group, cycle=row.cycle,
             letter_logits=tuple(float(f"{x:.6g}") for x in logits), latents_fed=latents, triggered=latents > 0,
+            word=word_before(said, self._mark),
         )  # fmt: skip
 
     def tagged(self, reply: str) -> str:

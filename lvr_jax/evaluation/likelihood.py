@@ -17,7 +17,7 @@ from flax import nnx
 from lvr_jax.data.packing import Budget, Geometry, collate
 from lvr_jax.data.sample import ROLE_ANSWER, Example
 from lvr_jax.data.tokenizers import IM_END
-from lvr_jax.evaluation.extraction import most_likely
+from lvr_jax.evaluation.extraction import most_likely, plain_text
 from lvr_jax.evaluation.protocol import Protocol
 from lvr_jax.evaluation.results import Result
 from lvr_jax.evaluation.rows import BenchmarkError, Row
@@ -102,5 +102,5 @@ class Likelihood:
         return Result(
             id=row.id, correct=chosen == right, prompt=question, reply=texts[chosen], parsed=texts[chosen],
             letter=row.letter, answer=row.answer, category=row.category, group=row.group, cycle=row.cycle,
-            letter_logits=tuple(float(f"{x.mean():.6g}") for x in log_probs),
+            letter_logits=tuple(float(f"{x.mean():.6g}") for x in log_probs), word=plain_text(texts[chosen]),
         )  # fmt: skip

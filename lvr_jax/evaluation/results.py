@@ -38,7 +38,8 @@ class Header:
 @dataclasses.dataclass(frozen=True)
 class Result:
     """One item's outcome. `letter_logits` are those of the option letters at the answer position, in order A, B, ...;
-    `latents_fed` counts injected latents, `triggered` says whether the model entered latent mode at all."""
+    `latents_fed` counts injected latents, `triggered` says whether the model entered latent mode at all. word: before
+    the marked answer; content, content_correct, follows, readable: see content.Said."""
 
     id: str
     correct: bool
@@ -53,6 +54,11 @@ class Result:
     letter_logits: tuple[float, ...] = ()
     latents_fed: int = 0
     triggered: bool = False
+    word: str = ""
+    content: str | None = None
+    content_correct: bool = False
+    follows: bool | None = None
+    readable: bool = False
 
     def to_line(self) -> str:
         return json.dumps(dataclasses.asdict(self), ensure_ascii=False) + "\n"

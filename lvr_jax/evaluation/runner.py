@@ -35,6 +35,7 @@ from lvr_jax.data.sample import DataError, Example, Sample
 from lvr_jax.evaluation import benchmarks
 from lvr_jax.evaluation.batches import ItemBatch, batches, prompt_size
 from lvr_jax.evaluation.benchmarks import Benchmark, SampleBenchmark
+from lvr_jax.evaluation.content import with_content
 from lvr_jax.evaluation.extraction import LIKELIHOOD, rule_name
 from lvr_jax.evaluation.generation import Generation
 from lvr_jax.evaluation.likelihood import Likelihood
@@ -184,7 +185,7 @@ def _put_together(output: Path, header: Header, benchmark: Questions) -> None:
     if missing:
         raise BenchmarkError(f"{output}: {len(missing)} items are missing ({', '.join(missing[:3])}), expected every"
                              " process to write its part to the same folder")
-    write_results(output, header, [done[row.id] for row in benchmark.rows])
+    write_results(output, header, with_content(benchmark.rows, [done[row.id] for row in benchmark.rows]))
     for part in _parts(output):
         part.unlink()
 

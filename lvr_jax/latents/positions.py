@@ -53,6 +53,11 @@ def masks(
     return found
 
 
+def spoken(live: np.ndarray, latent: np.ndarray) -> np.ndarray:
+    """[..., S] bool: the token picked at the step is fed as text. Where a latent is fed instead, nobody reads it."""
+    return live & ~before(latent & live)
+
+
 def completed(token: np.ndarray, live: np.ndarray, opening: Sequence[Sequence[int]]) -> np.ndarray:
     """[..., S] bool: the token picked at the step completes one of the sequences."""
     found = np.zeros(token.shape, bool)

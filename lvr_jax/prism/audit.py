@@ -27,11 +27,21 @@ from lvr_jax.latents.sweep_files import SweepError, SweepFiles
 from lvr_jax.models.qwen2_5_vl.layers import Compute
 from lvr_jax.prism.measure import capture, corruptions, geometry, sensitivity, teacher
 from lvr_jax.prism.measure.items import Items
-from lvr_jax.prism.outcomes import Outcomes, effects, outcomes, single_latent, spread_of_margin, strength, verdict
+from lvr_jax.prism.outcomes import (
+    Outcomes,
+    effects,
+    followed,
+    majority,
+    outcomes,
+    single_latent,
+    spread_of_margin,
+    strength,
+    verdict,
+)
 from lvr_jax.prism.probes import readout
 from lvr_jax.prism.statistics.intervals import wilson
 
-FORMAT = 2      # of audit.json; a change makes every analysis run again
+FORMAT = 3      # of audit.json; a change makes every analysis run again
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +154,7 @@ class Audit:
         """All that the analysis depends on: what the stages hold, and how it is summed up."""
         manifests = {stage: SweepFiles(self.folder / stage).manifest() for stage in stages}
         rules = {"protocol": self.items.protocol.to_json(), "settings": dataclasses.asdict(self.settings),
-                 "answers": [(row.id, row.letter, row.category) for row in self.items.benchmark.rows]}  # fmt: skip
+                 "answers": [(r.id, r.letter, r.category, r.options) for r in self.items.benchmark.rows]}  # fmt: skip
         for ignored in ("chunk", "memory"):
             rules["settings"].pop(ignored)
         text = json.dumps([FORMAT, self.name, manifests, rules], sort_keys=True)
@@ -195,9 +205,11 @@ def _clean(found: Outcomes, items: Items, captured: capture.Capture) -> dict:
     by_category = {str(c): wilson(int(found.right[0][items.categories == c].sum()), int((items.categories == c).sum()))
                    for c in np.unique(items.categories)}  # fmt: skip
     return {
-        "accuracy": wilson(int(found.right[0].sum()), n), "by_category": by_category,
-        "chance": float((1 / items.options).mean()), "triggered": int(found.triggered.sum()),
-        "answered": int((found.parsed[0] != "").sum()), "latents_fed": float(found.fed[0].mean()),
+        "accuracy": wilson(int(found.right[0].sum()), n), "letter": wilson(int(found.letter_right[0].sum()), n),
+        "worded": found.worded, "follows": followed(found, 0), "by_category": by_category,
+        "chance": float((1 / items.options).mean()), "majority": majority(found, items),
+        "triggered": int(found.triggered.sum()), "unreadable": int((~found.readable[0]).sum()),
+        "answered": int(found.readable[0].sum()), "latents_fed": float(found.fed[0].mean()),
         "tagged": int(captured.has("tagged").sum()),
     }  # fmt: skip
 
@@ -208,7 +220,7 @@ def _sham(found: Outcomes) -> dict | None:
         return None
     c = found.at(corruptions.SHAM)
     rows = ~found.missing[c]
-    flips = int((found.right[c] != found.right[0])[rows].sum())
+    flips = int((found.content[c] != found.content[0])[rows].sum())
     return {"items": int(rows.sum()), "flips": flips,
             "margin_moved": spread_of_margin(found, corruptions.SHAM, rows)}  # fmt: skip
 
@@ -246,13 +258,16 @@ def _root_mean(x: np.ndarray) -> float:
 
 
 def _answers(found: Outcomes, items: Items) -> list[dict]:
-    """Every item under every condition: what a person would want to check."""
+    """Every item under every condition: what a person would want to check. Replies that equal the clean one are left
+    out of `replies`."""
+    by = lambda values, i: dict(zip(found.conditions, values[:, i].tolist()))  # noqa: E731
     return [
-        {"id": row.id, "category": row.category, "gold": row.letter, "latents": int(found.fed[0, i]),
-         "reply": found.reply[i],
-         "parsed": dict(zip(found.conditions, found.parsed[:, i].tolist())),
-         "right": dict(zip(found.conditions, found.right[:, i].tolist())),
-         "margin": None if found.margin is None else dict(zip(found.conditions, found.margin[:, i].tolist())),
+        {"id": row.id, "category": row.category, "gold": row.letter, "gold_content": items.contents[i],
+         "latents": int(found.fed[0, i]), "reply": found.reply[0, i],
+         "replies": {name: text for name, text in by(found.reply, i).items() if text != found.reply[0, i]},
+         "content": by(found.content, i), "right": by(found.right, i), "letter": by(found.letter, i),
+         "letter_right": by(found.letter_right, i), "follows": by(found.follows, i),
+         "readable": by(found.readable, i), "margin": None if found.margin is None else by(found.margin, i),
          "missing": [name for c, name in enumerate(found.conditions) if found.missing[c, i]]}
         for i, row in enumerate(items.benchmark.rows)
     ]  # fmt: skip
@@ -261,7 +276,7 @@ def _answers(found: Outcomes, items: Items) -> list[dict]:
 def _gallery(found: Outcomes, count: int) -> list[int]:
     """Items to look at: half of them those whose answer the most conditions change, half the first that none does."""
     content = [c for c, name in enumerate(found.conditions) if corruptions.is_content(name)]
-    changed = (found.parsed[content] != found.parsed[0]).sum(0) if content else np.zeros(found.right.shape[1], int)
+    changed = (found.content[content] != found.content[0]).sum(0) if content else np.zeros(found.right.shape[1], int)
     changed = np.where(found.triggered, changed, -1)
     order = np.argsort(-changed, kind="stable")
     moved = [int(i) for i in order if changed[i] > 0][: -(-count // 2)]

@@ -1,7 +1,7 @@
-"""What became of every answer under every condition, and is the difference more than chance?
+"""Reads a finished sweep into outcomes: what every item answered under every condition, by content and by letter.
 
-Reads a finished sweep: replies, letters, margins; then the paired tests, the verdict, strengths of noise, single
-latents. An item whose condition had nothing to feed (no donor, no box) is left out of that condition, and counted.
+Then the paired tests, the verdict, strengths of noise, single latents. An item whose condition had nothing to feed (no
+donor, no box) is left out of that condition, and counted.
 """
 
 import dataclasses
@@ -9,9 +9,10 @@ import re
 
 import numpy as np
 
+from lvr_jax.evaluation.content import ContentReader
 from lvr_jax.latents.sweep_files import SweepResults
 from lvr_jax.prism.measure import corruptions
-from lvr_jax.prism.measure.items import Items
+from lvr_jax.prism.measure.items import Items, Reply
 from lvr_jax.prism.statistics.paired import ConditionEffect, adjust, compare_conditions
 from lvr_jax.prism.verdict import Verdict, load_bearing_verdict
 
@@ -21,20 +22,28 @@ _SINGLE = re.compile(r"(.+)@(\d+)")
 
 @dataclasses.dataclass(frozen=True)
 class Outcomes:
-    """Conditions C (the clean pass first) by items I in the benchmark's order.
+    """Conditions C (the clean pass first) by items I in the benchmark's order; every array [C, I].
 
-    right [C, I] bool; parsed [C, I]: what the reply was read as; margin [C, I]: gold letter over the best other one,
-    NaN without a letter to read (or None for all, where the tokenizer does not tell letters apart by one token);
-    missing [C, I]; fed [C, I]: latents fed; reply [I]: the clean one
+    right: the answer's content is right, the unit of every verdict; content: its text, "" without one
+    letter_right, letter: of the letter that was read, "" without one; follows: the letter is that of the reply's own
+    word, NaN where that cannot be said; readable: there is an answer of either kind; reply: what was said
+    margin: gold letter over the best other one, NaN without a letter to read (or None for all, where the tokenizer does
+    not tell letters apart by one token); missing: the condition had nothing to feed; fed: latents fed
+    worded: replies have a word before the letter; else content is the text of the option that the letter picks
     """
 
     conditions: tuple[str, ...]
     right: np.ndarray
-    parsed: np.ndarray
+    content: np.ndarray
+    letter_right: np.ndarray
+    letter: np.ndarray
+    follows: np.ndarray
+    readable: np.ndarray
+    reply: np.ndarray
     margin: np.ndarray | None
     missing: np.ndarray
     fed: np.ndarray
-    reply: list[str]
+    worded: bool
 
     def at(self, name: str) -> int:
         return self.conditions.index(name)
@@ -44,31 +53,53 @@ class Outcomes:
         """[I] bool: the clean pass fed a latent."""
         return self.fed[0] > 0
 
+    @property
+    def changed(self) -> np.ndarray:
+        """[C, I] bool: the reply is not the clean one, word for word."""
+        return self.reply != self.reply[0]
+
     def of(self, rows: np.ndarray) -> "Outcomes":
         """The same for some items."""
-        margin = None if self.margin is None else self.margin[:, rows]
-        replies = [reply for reply, kept in zip(self.reply, rows) if kept]
-        return Outcomes(self.conditions, self.right[:, rows], self.parsed[:, rows], margin, self.missing[:, rows],
-                        self.fed[:, rows], replies)  # fmt: skip
+        arrays = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return dataclasses.replace(self, **{
+            name: value[:, rows] for name, value in arrays.items() if isinstance(value, np.ndarray)
+        })  # fmt: skip
 
 
 def outcomes(items: Items, results: SweepResults) -> Outcomes:
     at = {name: n for n, name in enumerate(results.items)}
     order = np.array([at[name] for name in items.ids])
-    token, live = (results.arrays[key][:, order] for key in ("token", "live"))
-    C, I = token.shape[:2]
-    right, parsed, replies = np.zeros((C, I), bool), np.full((C, I), "", object), []
-    for c in range(C):
-        for i in range(I):
-            reply, found, right[c, i] = items.correct(i, token[c, i], live[c, i])
-            parsed[c, i] = found or ""
-            if c == 0:
-                replies.append(reply)
+    token, live, latent = (results.arrays[key][:, order] for key in ("token", "live", "latent"))
+    replies = _replies(items, token, live, latent)
+    reader = ContentReader.of(items.benchmark.rows, [reply.word for reply in replies[0]])
+    said = [[reader.read(i, r.word, r.letter) for i, r in enumerate(row)] for row in replies]
     margin = None
     if items.place.ids:
         margin = margins(results.arrays["letters@answer"][:, order], items.labels, items.options)
-    fed = results.arrays["latent"][:, order] & live
-    return Outcomes(tuple(results.conditions), right, parsed, margin, results.missing[:, order], fed.sum(-1), replies)
+    texts = lambda rows, of: np.array([[of(each) or "" for each in row] for row in rows], object)  # noqa: E731
+    flags = lambda rows, of: np.array([[of(each) for each in row] for row in rows], bool)  # noqa: E731
+    return Outcomes(
+        tuple(results.conditions),
+        right=flags(said, lambda s: s.right), content=texts(said, lambda s: s.content),
+        letter_right=flags(replies, lambda r: r.right), letter=texts(replies, lambda r: r.letter),
+        follows=np.array([[np.nan if s.follows is None else s.follows for s in row] for row in said], float),
+        readable=flags(said, lambda s: s.readable), reply=texts(replies, lambda r: r.said), margin=margin,
+        missing=results.missing[:, order], fed=(latent & live).sum(-1), worded=reader.worded,
+    )  # fmt: skip
+
+
+def _replies(items: Items, token: np.ndarray, live: np.ndarray, latent: np.ndarray) -> list[list[Reply]]:
+    """Replies [C][I]; what is equal under many conditions is read once."""
+    found: list[list[Reply]] = [[] for _ in token]
+    for i in range(token.shape[1]):
+        known: dict[bytes, Reply] = {}
+        for c, row in enumerate(found):
+            each = (np.where(live[c, i], token[c, i], -1), live[c, i], latent[c, i])
+            key = b"".join(part.tobytes() for part in each)
+            if key not in known:
+                known[key] = items.read(i, *each)
+            row.append(known[key])
+    return found
 
 
 def margins(letters: np.ndarray, labels: np.ndarray, options: np.ndarray) -> np.ndarray:
@@ -81,35 +112,59 @@ def margins(letters: np.ndarray, labels: np.ndarray, options: np.ndarray) -> np.
 
 @dataclasses.dataclass(frozen=True)
 class Effect:
-    """A condition's paired comparison with clean, and on what it rests. content: evidence for the verdict or not;
-    missing: items left out; fed: mean latents fed; stats: on the items that are left (None: fewer than two)."""
+    """A condition's paired comparison with clean, and on what it rests.
+
+    content: evidence that own latents carry something, or not; missing: items left out; fed: mean latents fed; stats:
+    of the answer's content on the items that are left (None: fewer than two); letter: of its letter, likewise
+    unreadable, changed: replies without an answer, and other than the clean one; follows: share of letters that are
+    those of the reply's own word (None: no words)
+    """
 
     name: str
     content: bool
     missing: int
     fed: float
     stats: ConditionEffect | None
+    letter: ConditionEffect | None
+    unreadable: int
+    changed: int
+    follows: float | None
 
 
 def effects(found: Outcomes, *, level: float, draws: int, seed: int) -> list[Effect]:
     """Every condition but the clean one; p-values adjusted over all of them together."""
+    how = {"level": level, "draws": draws, "seed": seed}
+    content = _compared(found, found.right, found.margin, **how)
+    letter = _compared(found, found.letter_right, None, **how)
+    rows = {name: ~found.missing[c] for c, name in enumerate(found.conditions)}
+    return [
+        Effect(name, corruptions.is_content(name), int(found.missing[c].sum()), float(found.fed[c].mean()),
+               content[name], letter[name], int((~found.readable[c] & rows[name]).sum()),
+               int((found.changed[c] & rows[name]).sum()), followed(found, c))
+        for c, name in enumerate(found.conditions) if c
+    ]  # fmt: skip
+
+
+def followed(found: Outcomes, c: int) -> float | None:
+    """Share of letters that are those of the reply's own word, where it is among the item's options."""
+    known = np.isfinite(found.follows[c]) & ~found.missing[c]
+    return float(found.follows[c][known].mean()) if known.any() else None
+
+
+def _compared(found: Outcomes, right: np.ndarray, margin: np.ndarray | None, *, level, draws, seed) -> dict:
+    """name -> statistics of right or wrong [C, I] against the clean row, on the items that the condition has."""
     done: dict[str, ConditionEffect | None] = {}
     for mask in {found.missing[c].tobytes(): found.missing[c] for c in range(1, len(found.conditions))}.values():
         names = [n for c, n in enumerate(found.conditions) if c and (found.missing[c] == mask).all()]
-        part = found.of(~mask)
         if (~mask).sum() < 2:
             done |= dict.fromkeys(names)
             continue
         rows = [found.at(name) for name in names]
-        margin = (None, None) if part.margin is None else (part.margin[0], part.margin[rows])
-        stats = compare_conditions(part.right[0], part.right[rows], *margin, names=names, level=level, draws=draws,
-                                   seed=seed)  # fmt: skip
+        margins = (None, None) if margin is None else (margin[0][~mask], margin[rows][:, ~mask])
+        stats = compare_conditions(right[0][~mask], right[rows][:, ~mask], *margins, names=names, level=level,
+                                   draws=draws, seed=seed)  # fmt: skip
         done |= {s.name: s for s in stats}
-    done = _readjusted(done)
-    return [
-        Effect(name, corruptions.is_content(name), int(found.missing[c].sum()), float(found.fed[c].mean()), done[name])
-        for c, name in enumerate(found.conditions) if c
-    ]  # fmt: skip
+    return _readjusted(done)
 
 
 def _readjusted(stats: dict) -> dict:
@@ -121,6 +176,14 @@ def _readjusted(stats: dict) -> dict:
             for name, value in zip(known, adjust(p, method)):
                 stats[name] = dataclasses.replace(stats[name], **{f"p_{kind}_{short}": float(value)})
     return stats
+
+
+def majority(found: Outcomes, items: Items) -> float:
+    """Accuracy of always giving the commonest answer: of a kind of question where replies name it, else the letter."""
+    answers = items.contents if found.worded else items.labels
+    groups = items.categories if found.worded else np.zeros(len(answers))
+    most = [max(np.unique(answers[groups == g].astype(str), return_counts=True)[1]) for g in np.unique(groups)]
+    return float(sum(most) / len(answers))
 
 
 def verdict(found: Outcomes, options: np.ndarray, *, level: float, draws: int, seed: int) -> Verdict | None:

@@ -20,7 +20,8 @@ from lvr_jax.data.sample import Example, Sample
 from lvr_jax.data.templates import TEMPLATES, SequenceTemplate, latent_slots
 from lvr_jax.data.tokenizers import IM_END, IM_START, IMAGE_PAD, VIDEO_PAD, VISION_END, VISION_START
 from lvr_jax.evaluation.batches import ItemBatch, batches, prompt_size
-from lvr_jax.evaluation.extraction import rule_name
+from lvr_jax.evaluation.content import word_before
+from lvr_jax.evaluation.extraction import plain_text, rule_name
 from lvr_jax.evaluation.generation import MARKS, LetterPlace, letter_place
 from lvr_jax.evaluation.protocol import Protocol
 from lvr_jax.evaluation.rows import BenchmarkError
@@ -28,9 +29,21 @@ from lvr_jax.evaluation.scoring import judge
 from lvr_jax.evaluation.subject import Subject
 from lvr_jax.latents import regions
 from lvr_jax.latents.conditions import name_number
+from lvr_jax.latents.positions import spoken
 from lvr_jax.latents.sweep import Prompts
 
 REGIONS = ("box", "wrong_box", "random_crop")
+
+
+@dataclasses.dataclass(frozen=True)
+class Reply:
+    """said: the reply without what is stored at latent steps; letter: that was read in it; right: the letter is; word:
+    what stands before the letter."""
+
+    said: str
+    letter: str | None
+    right: bool
+    word: str
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -74,6 +87,11 @@ class Items:
     @property
     def categories(self) -> np.ndarray:
         return np.array([row.category for row in self.benchmark.rows])
+
+    @functools.cached_property
+    def contents(self) -> np.ndarray:
+        """[I] the gold answer's text, normalised; its letter where options are drawn in the image."""
+        return np.array([plain_text(row.choices[row.letter]) or row.letter for row in self.benchmark.rows], object)
 
     @functools.cached_property
     def place(self) -> LetterPlace:
@@ -181,15 +199,15 @@ class Items:
 
     # Reading replies -------------------------------------------------------------------------------------------------
 
-    def correct(self, i: int, tokens: np.ndarray, live: np.ndarray) -> tuple[str, str | None, bool]:
-        """(reply, what it was read as, right?) by the protocol's rule for corruption runs."""
-        reply = self.subject.tokenizer.decode(tokens[live])
-        mark = MARKS[self.subject.spec.answer][2]
+    def read(self, i: int, tokens: np.ndarray, live: np.ndarray, latent: np.ndarray) -> "Reply":
+        """An item's reply [S], its letter by the protocol's rule for corruption runs, and the word before it."""
+        decode, mark = self.subject.tokenizer.decode, MARKS[self.subject.spec.answer][2]
+        reply, said = decode(tokens[live]), decode(tokens[spoken(live, latent)])
         marked = mark.findall(reply) if mark else []
         read = f"<answer>{marked[-1].strip()}</answer>" if marked else reply
         rule = rule_name(self.protocol.corruption_extraction, self.benchmark.family)
-        parsed, right = judge(self.benchmark.rows[i], read, rule)
-        return reply, parsed, bool(right)
+        letter, right = judge(self.benchmark.rows[i], read, rule)
+        return Reply(said, letter, bool(right), word_before(said, mark))
 
     def places(self, ids: Sequence[str]) -> np.ndarray:
         """Where in the benchmark each of these items is."""

@@ -18,14 +18,16 @@ from lvr_jax.prism.statistics.correlation_intervals import (
 from lvr_jax.prism.statistics.intervals import Interval
 
 # What is correlated with what: a diagnostic that is known per checkpoint with a rate over items.
-PAIRS = (("cosine", "vstar"), ("gap", "noise_0.1"), ("gap", "truncate"))
+PAIRS = (("cosine", "vstar"), ("cosine", "letter"), ("gap", "noise_0.1"), ("gap", "truncate"))
 
 
 def table(analyses: Sequence[Mapping], paper: Paper) -> Table:
-    rows = []
+    rows, worded = [], any(a["clean"]["worded"] for a in analyses)
     for x, y in PAIRS:
-        rows += _run(analyses, x, y)
-        rows += _published(paper, x, y)
+        if y != "letter":                       # letters are all that the paper has
+            rows += [*_run(analyses, x, y), *_published(paper, x, y)]
+        elif worded:
+            rows += _run(analyses, x, y)
     return Table(
         "certainty", "How sure are these correlations?",
         "r over checkpoints with two 95 % intervals that take the items as drawn: resampled items (the paper resamples "
@@ -50,8 +52,9 @@ def _run(analyses: Sequence[Mapping], x: str, y: str) -> list[tuple[str, ...]]:
 def _per_item(a: Mapping, y: str) -> list[float] | None:
     """[I] what is averaged to y: right or wrong, or the difference that a condition makes."""
     right = lambda name: np.array([float(answer["right"][name]) for answer in a["answers"]])  # noqa: E731
-    if y == "vstar":
-        return right("clean")
+    if y in ("vstar", "letter"):
+        key = {"vstar": "right", "letter": "letter_right"}[y]
+        return np.array([float(answer[key]["clean"]) for answer in a["answers"]])
     name = next((n for n in corruptions.PAPER[y] if n in a["answers"][0]["right"]), None)
     return None if name is None else right(name) - right("clean")
 

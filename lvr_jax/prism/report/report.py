@@ -93,12 +93,21 @@ def _checkpoint(files: "_Files", audit: Audit, a: Mapping) -> dict:
         "name": name, "anchor": anchor, "kind": a["verdict"]["kind"] if a["verdict"] else "no verdict",
         "paragraph": prose.paragraph(a), "notes": a["notes"], "tables": own,
         "about": f"{a['checkpoint']}; system {a['system']}, budget {latents}; clean accuracy "
-                 f"{tables.within(clean['accuracy'])} %, chance {tables.percent(clean['chance'])} %; latents in "
-                 f"{clean['triggered']} of {a['items']} items, {clean['answered']} with a readable answer.",
+                 f"{tables.within(clean['accuracy'])} %{_letter(clean)}, chance {tables.percent(clean['chance'])} %, "
+                 f"always the commonest answer {tables.percent(clean['majority'])} %; latents in "
+                 f"{clean['triggered']} of {a['items']} items, {clean['unreadable']} without a readable answer.",
         "figures": [_picture(files, f"{key}-{anchor}", figure, figures.CAPTIONS[key])
                     for key, figure in drawn.items() if figure],
         "gallery": [_item(files, audit, a, index) for index in a["gallery"]],
     }  # fmt: skip
+
+
+def _letter(clean: Mapping) -> str:
+    """What the letters of a format with words add to its accuracy."""
+    if not clean["worded"]:
+        return ""
+    return (f" by content, {tables.within(clean['letter'])} % by letter, which is that of the reply's own word in "
+            f"{tables.percent(clean['follows'])} %")  # fmt: skip
 
 
 def _item(files: "_Files", audit: Audit, a: Mapping, index: int) -> dict:
@@ -106,12 +115,14 @@ def _item(files: "_Files", audit: Audit, a: Mapping, index: int) -> dict:
     figure = gallery.draw(audit.items, index, audit.folder / "capture", answer["latents"])
     caption = f"Item {answer['id']}: image, box, and the image tokens nearest to each latent."
     key = f"item-{slug(a['name'])}-{slug(answer['id'])}"
-    parsed, margin = answer["parsed"], answer["margin"] or {}
-    rows = [{"name": c, "answer": parsed[c], "right": answer["right"][c], "margin": number(margin.get(c), 2, sign=True)}
-            for c in parsed if c not in answer["missing"]]  # fmt: skip
-    changed = sum(is_content(c) and parsed[c] != parsed["clean"] for c in parsed)
+    content, margin = answer["content"], answer["margin"] or {}
+    rows = [{"name": c, "answer": content[c], "letter": answer["letter"][c] if a["clean"]["worded"] else "",
+             "right": answer["right"][c], "margin": number(margin.get(c), 2, sign=True)}
+            for c in content if c not in answer["missing"]]  # fmt: skip
+    changed = sum(is_content(c) and content[c] != content["clean"] for c in content)
     return {
-        "id": answer["id"], "gold": answer["gold"], "clean": parsed["clean"], "changed": changed, "conditions": rows,
+        "id": answer["id"], "gold": answer["gold_content"], "clean": content["clean"], "changed": changed,
+        "conditions": rows,
         "question": audit.items.benchmark[index].question, "reply": answer["reply"],
         "figure": _picture(files, key, figure, caption, kind="png"),
     }  # fmt: skip
@@ -138,13 +149,18 @@ def table_csv(table: Table) -> str:
 
 
 def answers_csv(a: Mapping) -> str:
-    """A line an item and condition: what was read, whether it is right, and the margin."""
-    rows = [("id", "category", "gold", "condition", "parsed", "right", "margin", "missing")]
+    """A line an item and condition: content and letter, whether they are right and agree, margin, and the reply."""
+    rows = [("id", "category", "gold", "gold_content", "condition", "content", "right", "letter", "letter_right",
+             "follows", "readable", "changed", "margin", "missing", "reply")]  # fmt: skip
+    flag = lambda value: "" if value is None else int(value)  # noqa: E731
     for answer in a["answers"]:
         margin = answer["margin"] or {}
-        rows += [(answer["id"], answer["category"], answer["gold"], c, parsed, int(answer["right"][c]),
-                  "" if margin.get(c) is None else f"{margin[c]:.6g}", int(c in answer["missing"]))
-                 for c, parsed in answer["parsed"].items()]  # fmt: skip
+        rows += [(answer["id"], answer["category"], answer["gold"], answer["gold_content"], c, content,
+                  *(flag(answer[key][c]) if key != "letter" else answer[key][c]
+                    for key in ("right", "letter", "letter_right", "follows", "readable")),
+                  int(c in answer["replies"]), "" if margin.get(c) is None else f"{margin[c]:.6g}",
+                  int(c in answer["missing"]), answer["replies"].get(c, answer["reply"]))
+                 for c, content in answer["content"].items()]  # fmt: skip
     return _csv(rows)
 
 

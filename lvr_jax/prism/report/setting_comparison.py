@@ -34,19 +34,26 @@ def table(analyses: Sequence[Mapping], settings: Sequence[str]) -> Table:
         cells = []
         for name in INTERVENTIONS:
             s = stats_of(a, name)
-            cells.append(NOTHING if s is None else f"{points(s['delta'])} (p {_p(s['p_mcnemar'])})")
-        accuracy = a["clean"]["accuracy"]
+            cells.append(NOTHING if s is None else f"{points(s['delta'])} (p {_p(s['p_mcnemar'])})" + _letter(a, name))
+        clean = a["clean"]
+        letter = f"; {percent(clean['letter']['point'])}" if clean["worded"] else ""
         rows.append((
-            a["name"], setting, percent(accuracy["point"]), number(cosine(a), 3),
+            a["name"], setting, percent(clean["accuracy"]["point"]) + letter, number(cosine(a), 3),
             number(cosine(a, "free_running"), 3), *cells,
         ))  # fmt: skip
     return Table(
         "settings", "The same interventions in every setting",
-        "Points of accuracy against the checkpoint's own clean run, with the exact McNemar p of each. Bottleneck: only "
+        "Points of accuracy, by the answer's content, against the checkpoint's own clean run, with the exact McNemar p "
+        "of each; after the semicolon the letter's, where replies have a word before it. Bottleneck: only "
         "the latents see the picture, so taking them away must cost. Masked: what is asked for is black, so oracle "
         "latents must help, and own ones cannot.",
         ("checkpoint", "setting", "accuracy", "cosine, taught", "cosine, free", *INTERVENTIONS.values()), tuple(rows),
     )  # fmt: skip
+
+
+def _letter(a: Mapping, name: str) -> str:
+    letter = next(e["letter"] for e in a["conditions"] if e["name"] == name)
+    return f"; {points(letter['delta'])}" if a["clean"]["worded"] and letter else ""
 
 
 def _p(p: float) -> str:

@@ -66,6 +66,13 @@ def effect(analysis: Analysis, column: str) -> Mapping | None:
     return next((stats[name] for name in corruptions.PAPER[column] if stats.get(name)), None)
 
 
+def letter_delta(analysis: Analysis, column: str) -> float | None:
+    """Of the letter, where replies name the content too."""
+    letters = {e["name"]: e["letter"] for e in analysis["conditions"]}
+    found = next((letters[name] for name in corruptions.PAPER[column] if letters.get(name)), None)
+    return None if found is None or not analysis["clean"]["worded"] else found["delta"]
+
+
 def delta(analysis: Analysis, column: str) -> float | None:
     found = effect(analysis, column)
     return None if found is None else found["delta"]
@@ -88,13 +95,15 @@ def cosine(analysis: Analysis, way: str = "teacher_forced") -> float | None:
 COLUMNS = {
     "cosine": cosine,
     "vstar": lambda a: a["clean"]["accuracy"]["point"],
+    "letter": lambda a: a["clean"]["letter"]["point"],
     "probe_a": lambda a: pair(a, "logistic", "answer", "accuracy"),
     "probe_b": lambda a: pair(a, "logistic", "last_latent", "accuracy"),
     "gap": lambda a: pair(a, "gap", "point"),
     **{column: (lambda a, column=column: delta(a, column)) for column in corruptions.PAPER},
 }
-HEADS = {"cosine": "cosine", "vstar": "accuracy", "probe_a": "(a)", "probe_b": "(b)", "gap": "G", "truncate": "zero",
-         "noise_0.1": "σ = 0.1", "noise_0.3": "σ = 0.3", "noise_1.0": "σ = 1", "swap": "swap"}  # fmt: skip
+HEADS = {"cosine": "cosine", "vstar": "accuracy", "letter": "letter", "probe_a": "(a)", "probe_b": "(b)",
+         "gap": "G", "truncate": "zero", "noise_0.1": "σ = 0.1", "noise_0.3": "σ = 0.3", "noise_1.0": "σ = 1",
+         "swap": "swap"}  # fmt: skip
 
 
 def _run_cell(column: str, value: float | None) -> str:
@@ -104,6 +113,8 @@ def _run_cell(column: str, value: float | None) -> str:
 
 
 def _printed(paper: Paper, column: str, v: int) -> str:
+    if column == "letter":                      # letters are all that the paper's replies have
+        column = "vstar"
     return paper.raw["columns"][column]["values"][v].replace("-", "−")
 
 
@@ -117,7 +128,8 @@ def table_1(analyses: Sequence[Analysis], paper: Paper) -> Table:
         "table-1", "Table 1 · Alignment, accuracy, probes, corruption",
         "Cosine is teacher-forced, of the last stage. (a): probe at the answer-decoding state, (b): at the last "
         "latent's output, G their difference. The last five columns are points against clean; negative: the model's "
-        f"own latents help. This run: {analyses[0]['benchmark']}; published: V*Bench.",
+        "own latents help. Accuracy and points are of the answer's content (the word before the letter, where replies "
+        f"have one), with the letter's accuracy beside it. This run: {analyses[0]['benchmark']}; published: V*Bench.",
         ("checkpoint", *(HEADS[c] for c in COLUMNS)), tuple(rows), len(analyses),
     )  # fmt: skip
 
@@ -182,13 +194,17 @@ def table_4(analyses: Sequence[Analysis], paper: Paper) -> Table:
     for a in analyses:
         cells = [within(None if (e := effect(a, c)) is None else e["delta_interval"], sign=True)
                  for c in corruptions.PAPER]  # fmt: skip
-        rows.append((a["name"], percent(a["clean"]["accuracy"]["point"]), *cells))
+        letters = [f"; {points(d)}" if (d := letter_delta(a, c)) is not None else "" for c in corruptions.PAPER]
+        clean = percent(a["clean"]["accuracy"]["point"])
+        clean += f"; {percent(a['clean']['letter']['point'])}" if a["clean"]["worded"] else ""
+        rows.append((a["name"], clean, *(cell + letter for cell, letter in zip(cells, letters))))
     rows += [(v, _printed(paper, "corruption_clean", n), *(_printed(paper, c, n) for c in corruptions.PAPER))
              for n, v in enumerate(paper.variants)]  # fmt: skip
     return Table(
         "table-4", "Table 4 · Corruption",
         "Clean accuracy of the corruption run, and points against it with the 95 % interval of the paired difference "
-        "(Tango). The paper prints no interval; one V*Bench item is 0.5 points.",
+        "(Tango), by content; after the semicolon the letter's. The paper prints no interval and has letters alone; "
+        "one V*Bench item is 0.5 points.",
         ("checkpoint", "clean", *(HEADS[c] for c in corruptions.PAPER)), tuple(rows), len(analyses),
     )  # fmt: skip
 
@@ -199,23 +215,26 @@ def table_4(analyses: Sequence[Analysis], paper: Paper) -> Table:
 def conditions(a: Analysis) -> Table:
     rows = []
     for e in a["conditions"]:
-        s = e["stats"]
+        s, letter = e["stats"], e["letter"]
         if s is None:
-            rows.append((e["name"], "0", *[NOTHING] * 9))
+            rows.append((e["name"], "0", *[NOTHING] * 13))
             continue
         rows.append((
             e["name"], str(s["n"]), percent(s["accuracy"]["point"]), within(s["delta_interval"], sign=True),
             f"{s['lost']} / {s['gained']}", probability(s["p_mcnemar"]), probability(s["p_mcnemar_holm"]),
-            within(s["margin_delta"], 1, 2, sign=True), probability(s["p_margin_holm"]),
-            percent(s["minimum_effect"]), "yes" if e["content"] else "",
+            points(letter["delta"]), probability(letter["p_mcnemar"]), percent(e["follows"]),
+            str(e["unreadable"]), percent(e["changed"] / s["n"], 0),
+            within(s["margin_delta"], 1, 2, sign=True), percent(s["minimum_effect"]), "yes" if e["content"] else "",
         ))  # fmt: skip
     return Table(
         f"conditions-{a['name']}", "Every condition against clean",
-        "Points with 95 % interval; items lost / gained; exact McNemar p, and Holm over all conditions; shift of the "
-        "gold letter's logit margin with interval and Holm p; the smallest loss that so many items would show with "
-        "80 % power; whether the condition counts as evidence on the latents' content.",
-        ("condition", "items", "accuracy", "Δ points", "lost / gained", "p", "Holm", "Δ margin", "Holm (margin)",
-         "detectable", "evidence"), tuple(rows),
+        "By the answer's content: points with 95 % interval; items lost / gained; exact McNemar p, and Holm over all "
+        "conditions. By letter: points and p, and the share of letters that are those of the reply's own word. Replies "
+        "without a readable answer, and share of replies that are not the clean one, word for word; shift of the gold "
+        "letter's logit margin with interval; the smallest loss that so many items would show with 80 % power; whether "
+        "the condition counts as evidence on the latents' content.",
+        ("condition", "items", "accuracy", "Δ points", "lost / gained", "p", "Holm", "Δ letter", "p (letter)",
+         "letter follows", "no readable answer", "reply changed", "Δ margin", "detectable", "evidence"), tuple(rows),
     )  # fmt: skip
 
 

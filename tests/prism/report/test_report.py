@@ -33,8 +33,10 @@ def found(lost: float = 0.0, seed: int = 0, missing=(), unfamiliar: float | None
     gone = np.zeros(right.shape, bool)
     for name in missing:
         gone[CONDITIONS.index(name), :40] = True
-    parsed = np.where(right, "A", "B").astype(object)
-    return Outcomes(CONDITIONS, right, parsed, margin, gone, np.full(right.shape, 4), ["<answer> A </answer>"] * I)
+    word, letter = np.where(right, "red", "blue").astype(object), np.where(right, "A", "B").astype(object)
+    reply = word + " <answer> " + letter + " </answer>"
+    return Outcomes(CONDITIONS, right, word, right.copy(), letter, np.ones(right.shape), np.ones(right.shape, bool),
+                    reply, margin, gone, np.full(right.shape, 4), worded=True)  # fmt: skip
 
 
 def analysis(name: str = "tiny", outcomes: Outcomes | None = None, seed: int = 0) -> dict:
@@ -44,16 +46,27 @@ def analysis(name: str = "tiny", outcomes: Outcomes | None = None, seed: int = 0
         "name": name, "checkpoint": "folder", "system": "lvr", "benchmark": "set", "items": I, "protocol":
         {"name": "clean"}, "latents": {"lvr": 4}, "notes": ["something to know"],
         "clean": {"accuracy": {"point": float(outcomes.right[0].mean()), "low": 0.7, "high": 0.9}, "by_category": {},
-                  "chance": 0.25, "triggered": I, "answered": I, "latents_fed": 4.0, "tagged": I},
+                  "letter": {"point": float(outcomes.letter_right[0].mean()), "low": 0.7, "high": 0.9}, "worded": True,
+                  "follows": 1.0, "chance": 0.25, "majority": 0.3, "triggered": I, "answered": I, "unreadable": 0,
+                  "latents_fed": 4.0, "tagged": I},
         "conditions": effects(outcomes, **HOW), "verdict": verdict(outcomes, np.full(I, 4), **HOW),
         "sham": {"items": I, "flips": 0, "margin_moved": 0.0},
         "probes": {"grid": {"answer": {"items": 3, "without": 0, "reason": "too few"}},
                    "pair": {"items": 3, "dropped": 0, "reason": "too few"}},
         "alignment": {}, "collapse": {"lvr": {"items": 0}}, "sensitivity": None, "attention": None, "answers": [
-            {"id": "item0", "category": "", "gold": "A", "latents": 4, "reply": "x", "missing": ["zero"],
-             "parsed": {"clean": "A", "zero": ""}, "right": {"clean": True, "zero": False}, "margin": None}],
+            {"id": "item0", "category": "", "gold": "A", "gold_content": "red", "latents": 4, "reply": "red A",
+             "replies": {"zero": "blue A"}, "missing": ["zero"], "content": {"clean": "red", "zero": "blue"},
+             "right": {"clean": True, "zero": False}, "letter": {"clean": "A", "zero": "A"},
+             "letter_right": {"clean": True, "zero": True}, "follows": {"clean": 1.0, "zero": 0.0},
+             "readable": {"clean": True, "zero": True}, "margin": None}],
         "gallery": [],
     })  # fmt: skip
+
+
+def answers_of(outcomes: Outcomes) -> list[dict]:
+    """What correlations read of them."""
+    both = zip(outcomes.right.T.tolist(), outcomes.letter_right.T.tolist())
+    return [{"right": dict(zip(CONDITIONS, r)), "letter_right": dict(zip(CONDITIONS, w))} for r, w in both]
 
 
 @pytest.fixture(scope="module")
@@ -68,13 +81,15 @@ def rows_of(table) -> dict[str, dict[str, str]]:
 def test_the_papers_tables_hold_this_run_beside_the_published_values(paper):
     run = analysis("tiny", found(0.3))
     first = rows_of(tables.table_1([run], paper))
+    assert first["LVR"]["letter"] == first["LVR"]["accuracy"] == "70.2"
     assert first["LVR"]["cosine"] == "0.555" and first["P-LVR-3"]["σ = 0.3"] == "+4.2"
     stats = next(e["stats"] for e in run["conditions"] if e["name"] == "zero")
     assert first["tiny"]["zero"] == f"−{abs(100 * stats['delta']):.1f}"
     assert first["tiny"]["(a)"] == tables.NOTHING                     # a probe that could not be fitted is not a 0
     fourth = rows_of(tables.table_4([run], paper))
     low, high = stats["delta_interval"]["low"], stats["delta_interval"]["high"]
-    assert fourth["tiny"]["zero"].endswith(f"[−{abs(100 * low):.1f}, −{abs(100 * high):.1f}]")
+    letter = f"−{abs(100 * stats['delta']):.1f}"                      # letters of these outcomes go with the words
+    assert fourth["tiny"]["zero"].endswith(f"[−{abs(100 * low):.1f}, −{abs(100 * high):.1f}]; {letter}")
     assert fourth["P-LVR-2"]["clean"] == "55.5"
     third = rows_of(tables.table_3([run], paper))
     assert third["N-LVR"]["(b)"] == "41.9 ± 3.9" and third["D-LVR"]["majority"] == "37.2"
@@ -181,6 +196,9 @@ def test_csv_says_what_is_this_runs_and_what_is_published(paper):
     assert rows[1][1:] == list(table.rows[0])
     answers = list(csv.DictReader(io.StringIO(report.answers_csv(analysis()))))
     assert [a["condition"] for a in answers] == ["clean", "zero"] and answers[1]["missing"] == "1"
+    told = {"gold_content": "red", "content": "blue", "right": "0", "letter": "A", "letter_right": "1",
+            "follows": "0", "readable": "1", "changed": "1", "reply": "blue A"}  # fmt: skip
+    assert told.items() <= answers[1].items() and (answers[0]["changed"], answers[0]["reply"]) == ("0", "red A")
 
 
 def test_figures_are_narrow_enough_for_a_phone(paper):
@@ -223,7 +241,7 @@ def test_the_correlations_carry_their_uncertainty():
         outcomes = found(lost, seed=n)
         a = analysis(f"run{n}", outcomes)
         a["alignment"] = {"latent": {"teacher_forced": {"mean_cosine": 0.2 + 0.3 * n}}}
-        a["answers"] = [{"right": dict(zip(CONDITIONS, item.tolist()))} for item in outcomes.right.T]
+        a["answers"] = answers_of(outcomes)
         three.append(a)
     rows = certainty.table(three, paper).rows
     own, theirs = rows[0], rows[1]
@@ -243,7 +261,7 @@ def seeds_of_three_variants(wobble: float) -> tuple[list[dict], list[str]]:
         for n, lost in enumerate((0.1, 0.4, 0.7)):
             outcomes = found(lost, seed=3 * n + seed)
             a = analysis(f"v{n}, seed {seed}", outcomes)
-            a["answers"] = [{"right": dict(zip(CONDITIONS, item))} for item in outcomes.right.T.tolist()]
+            a["answers"] = answers_of(outcomes)
             a["clean"]["accuracy"]["point"] = 0.9 - 0.2 * n + wobble * (seed - 1)
             a["alignment"] = {"latent": {"teacher_forced": {"mean_cosine": 0.2 + 0.3 * n + wobble * (seed - 1)}}}
             runs.append(a)
