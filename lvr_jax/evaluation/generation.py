@@ -28,6 +28,7 @@ from lvr_jax.latents import positions, rollout
 from lvr_jax.latents.decoding import Decoding
 from lvr_jax.latents.routing import blocked
 from lvr_jax.latents.spec import Plan
+from lvr_jax.models.compiler_options import Jit
 from lvr_jax.models.qwen2_5_vl.layers import Compute
 
 # How a system marks its answer (LatentSpec.answer): what stands before and after the letter, and a pattern that finds
@@ -86,7 +87,7 @@ def answer(
     return {name: getattr(trace, name) for name in KEPT}
 
 
-program = jax.jit(answer, static_argnums=0, static_argnames=("decoding", "steps", "compute", "attention"))
+program = Jit(answer, static_argnums=0, static_argnames=("decoding", "steps", "compute", "attention"))
 
 
 class Generation:

@@ -24,6 +24,7 @@ from lvr_jax.evaluation.rows import BenchmarkError, Row
 from lvr_jax.evaluation.subject import Subject
 from lvr_jax.latents import rollout
 from lvr_jax.latents.routing import blocked
+from lvr_jax.models.compiler_options import Jit
 from lvr_jax.models.qwen2_5_vl.layers import Compute
 from lvr_jax.models.qwen2_5_vl.model import Qwen2_5_VL
 from lvr_jax.models.qwen2_5_vl.text import Tokens
@@ -53,7 +54,7 @@ def score(graph, params, batch: Mapping, options: jax.Array, *, compute: Compute
     return jnp.moveaxis(jax.lax.map(one, jnp.moveaxis(options, 1, 0)), 0, 1)
 
 
-program = jax.jit(score, static_argnums=0, static_argnames=("compute", "attention"))
+program = Jit(score, static_argnums=0, static_argnames=("compute", "attention"))
 
 
 def replies(row: Row) -> tuple[tuple[str, ...], int]:

@@ -32,6 +32,7 @@ from lvr_jax.latents.routing import blocked
 from lvr_jax.latents.sources import SOURCES, Clean, Request, Source, SourceError, latents_of, spread
 from lvr_jax.latents.spec import Plan
 from lvr_jax.latents.sweep_files import SweepFiles, SweepResults, read
+from lvr_jax.models.compiler_options import Jit
 from lvr_jax.models.qwen2_5_vl.config import TextConfig
 from lvr_jax.models.qwen2_5_vl.layers import Compute
 
@@ -40,8 +41,8 @@ __all__ = ["KEEP", "Prompts", "SweepResults", "Sweeper", "chunk_size", "read", "
 # What is kept of every item under every condition unless asked otherwise (see `Sweeper.keep`).
 KEEP = ("token", "live", "latent", "letters@answer", "margin@answer", "step@answer", "step@tagged")
 
-prefill = jax.jit(rollout.prefill, static_argnums=0, static_argnames=("compute", "remember_ids", "taps"))
-sweep = jax.jit(rollout.sweep, static_argnums=0, static_argnames=("decoding", "steps", "compute", "record"))
+prefill = Jit(rollout.prefill, static_argnums=0, static_argnames=("compute", "remember_ids", "taps"))
+sweep = Jit(rollout.sweep, static_argnums=0, static_argnames=("decoding", "steps", "compute", "record"))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lvr_jax.data.chat import ANSWER_FORMATS, encode_prompt
 from lvr_jax.data.from_config import DataConfig, make_encode
@@ -29,12 +29,60 @@ from lvr_jax.latents.decoding import Decoding
 from lvr_jax.latents.objectives import Weights
 from lvr_jax.latents.rollout import Trace, no_bank, prefill, rollout
 from lvr_jax.latents.spec import Plan, plan, system
+from lvr_jax.models import compiler_options
+from lvr_jax.models.qwen2_5_vl.layers import Compute
 from lvr_jax.training.experiment import Experiment
 from lvr_jax.training.input import sources_of
 from lvr_jax.training.state import State, join
+from lvr_jax.training.step import Metrics, Recipe
 
 ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 ROUND = 64      # budgets are rounded up to this, so that few shapes are compiled
+
+
+def _plainly(recipe: Recipe) -> Compute:
+    """Prompts have no length that a kernel would ask for."""
+    return dataclasses.replace(recipe.compute, attention="xla", remat="none")
+
+
+def _replicating(program: Callable, mesh: Mesh) -> Callable:
+    whole = NamedSharding(mesh, PartitionSpec())
+    return jax.jit(program, out_shardings=whole, compiler_options=compiler_options.of_mesh(mesh))
+
+
+def teacher_forcing(recipe: Recipe, mesh: Mesh) -> Callable[[dict, dict], Metrics]:
+    """The jitted program of teacher forcing: (params, batch) -> parts of the loss."""
+    compute = _plainly(recipe)
+    objective = dataclasses.replace(recipe.objective, feedback="teacher", noise=0.0, route="both", target="own")
+    weights = Weights(jnp.float32(1), jnp.float32(0))
+
+    def losses(params: dict, batch: dict):
+        model = nnx.merge(recipe.graph, params)
+        total = objectives.totals(batch)
+        return objectives.loss(model, batch, objective, weights, total, jax.random.key(0), compute)[1]
+
+    return _replicating(losses, mesh)
+
+
+def free_replies(recipe: Recipe, mesh: Mesh, plan: Plan, decoding: Decoding) -> Callable[[dict, dict], tuple]:
+    """The jitted program of free replies: (params, batch of prompts) -> token, live, latent, stage, block, index, fed
+    of a trace, and the merged vision tokens."""
+    compute, blocked = _plainly(recipe), recipe.objective.blocked()
+    overrun = int(np.asarray(plan.quota).max(initial=0))
+    condition = cond.stack([cond.clean()], [], len(plan.start), max(overrun, 1))
+    condition = jax.tree.map(lambda x: x[0], condition)
+
+    def replies(params: dict, batch: dict):
+        item = jnp.arange(batch["tokens"].shape[0])
+        prefix, taps = prefill(recipe.graph, params, batch, item, compute=compute, taps=("merged",), blocked=blocked)
+        trace: Trace = rollout(
+            recipe.graph, params, prefix, plan, condition, no_bank(prefix, plan), decoding=decoding,
+            steps=decoding.max_new_tokens + overrun, compute=compute,
+        )  # fmt: skip
+        where = trace.stage, trace.block, trace.index
+        return trace.token, trace.live, trace.latent, *where, trace.fed, taps["merged"]
+
+    return _replicating(replies, mesh)
 
 
 class HeldOut:
@@ -64,7 +112,10 @@ class HeldOut:
         ]  # fmt: skip
         self.prompts = self._collate(prompts)
         self.wanted = [_block_tokens(self.taught, row) for row in range(kept)]
-        self._compile(c.max_new_tokens)
+        self.stop = experiment.tokenizer.id(IM_END)
+        self._teacher_forcing = teacher_forcing(experiment.recipe, experiment.mesh)
+        decoding = Decoding(c.max_new_tokens, (self.stop,))
+        self._free_replies = free_replies(experiment.recipe, experiment.mesh, self.plan, decoding)
 
     def _collate(self, examples: Sequence[Example]) -> Batch:
         geometry = self.experiment.data.settings.geometry
@@ -78,49 +129,16 @@ class HeldOut:
         where = self.experiment.rows
         return {k: jax.make_array_from_callback(x.shape, where, lambda i, x=x: x[i]) for k, x in batch.items()}
 
-    def _compile(self, max_new_tokens: int) -> None:
-        recipe, tokenizer = self.experiment.recipe, self.experiment.tokenizer
-        self.stop = tokenizer.id(IM_END)
-        decoding = Decoding(max_new_tokens, (self.stop,))
-        overrun = int(np.asarray(self.plan.quota).max(initial=0))
-        condition = cond.stack([cond.clean()], [], len(self.plan.start), max(overrun, 1))
-        condition = jax.tree.map(lambda x: x[0], condition)
-        blocked = recipe.objective.blocked()
-        compute = recipe.compute
-        # Prompts have no length that a kernel would ask for.
-        compute = dataclasses.replace(compute, attention="xla", remat="none")
-        objective = dataclasses.replace(recipe.objective, feedback="teacher", noise=0.0, route="both", target="own")
-        weights = Weights(jnp.float32(1), jnp.float32(0))
-
-        def taught(params: dict, batch: dict):
-            model = nnx.merge(recipe.graph, params)
-            total = objectives.totals(batch)
-            return objectives.loss(model, batch, objective, weights, total, jax.random.key(0), compute)[1]
-
-        def alone(params: dict, batch: dict):
-            item = jnp.arange(batch["tokens"].shape[0])
-            prefix, taps = prefill(
-                recipe.graph, params, batch, item, compute=compute, taps=("merged",), blocked=blocked
-            )
-            trace: Trace = rollout(
-                recipe.graph, params, prefix, self.plan, condition, no_bank(prefix, self.plan), decoding=decoding,
-                steps=max_new_tokens + overrun, compute=compute,
-            )  # fmt: skip
-            where = trace.stage, trace.block, trace.index
-            return trace.token, trace.live, trace.latent, *where, trace.fed, taps["merged"]
-
-        whole = NamedSharding(self.experiment.mesh, PartitionSpec())
-        self._taught = jax.jit(taught, out_shardings=whole)
-        self._alone = jax.jit(alone, out_shardings=whole)
-
     def measure(self, state: State) -> dict[str, float]:
         """`held_out/...`: loss_ce, loss_lvr, cosine and accuracy (next token) with teacher forcing; free_accuracy
         (answers), free_cosine (latents fed against those expected; absent without latents), emitted (rows that opened
         a block)."""
         params = join(state.trained, state.frozen)
-        parts = jax.device_get(self._taught(params, self._place(self.taught)))
+        parts = jax.device_get(self._teacher_forcing(params, self._place(self.taught)))
         found = {f"held_out/{k}": float(v) for k, v in parts.items() if k != "loss_total"}
-        token, live, latent, *where, fed, merged = jax.device_get(self._alone(params, self._place(self.prompts)))
+        token, live, latent, *where, fed, merged = jax.device_get(
+            self._free_replies(params, self._place(self.prompts))
+        )
         replies = [self._text(*row) for row in zip(token, live, latent)]
         right = [_answer(reply) == answer for reply, answer in zip(replies, self.answers)]
         found["held_out/free_accuracy"] = float(np.mean(right))

@@ -16,6 +16,7 @@ from jax.sharding import Mesh, NamedSharding
 from lvr_jax.latents import objectives
 from lvr_jax.latents.objectives import Objective, Weights
 from lvr_jax.latents.unroll import Parts
+from lvr_jax.models import compiler_options
 from lvr_jax.models.qwen2_5_vl.layers import Compute
 from lvr_jax.training.partitioning import replicated
 from lvr_jax.training.schedules import Schedule
@@ -103,5 +104,6 @@ def compiled_step(
         return train_step(recipe, state, batch)
 
     return jax.jit(
-        step, donate_argnums=0, in_shardings=(where, batch_sharding), out_shardings=(where, replicated(mesh))
+        step, donate_argnums=0, in_shardings=(where, batch_sharding), out_shardings=(where, replicated(mesh)),
+        compiler_options=compiler_options.of_mesh(mesh),
     )

@@ -1,4 +1,4 @@
-"""Is the program that libtpu makes of a step the one that was meant, and does the tool say what fits?
+"""The program that libtpu makes of a step is the one that was meant, and the tool says what fits.
 
 Needs libtpu, no TPU: `pip install -e '.[tpu]'`, then `pytest -m tpu`.
 """
@@ -15,9 +15,10 @@ from unittest import mock
 
 import pytest
 
-from aot import hlo, programs, report
+from aot import bill, check, collectives, hlo, programs, report
 from aot.slices import ENVIRONMENT, Slice
 from lvr_jax.checkpoints.orbax_io import flat
+from lvr_jax.models import compiler_options
 from lvr_jax.models.qwen2_5_vl import config as networks
 from lvr_jax.training.experiment import Experiment
 from lvr_jax.training.partitioning import make_mesh
@@ -84,7 +85,7 @@ def short(libtpu):
 
 def test_the_3b_step_moves_weights_and_not_activations(short):
     experiment, found = short
-    moved = hlo.collectives(found.text)
+    moved = collectives.collectives(found.text)
     floats = [(c.kind, a) for c in moved for a in c.arrays if a.dtype in ("bf16", "f32")]
     # Rows cross chips where the embedding, whose D is cut, is looked up, and in the gradient of that: each chip gives
     # and takes as much as one row holds. Nothing else as long as a row moves, and no row is gathered.
@@ -127,7 +128,7 @@ def test_between_slices_only_sums_of_gradients_travel():
     """Two slices that a data-centre network joins: weights are gathered within each, and rows stay in theirs."""
     experiment, found = short_step("v5e:2x2*2", data=2)
     assert [{device.slice_index for device in part.flat} for part in experiment.mesh.devices] == [{0}, {1}]
-    between = [c for c in hlo.collectives(found.text) if c.between_slices]
+    between = [c for c in collectives.collectives(found.text) if c.between_slices]
     assert {c.kind for c in between} == {"all-reduce"}
     # A chip sends its quarter of every gradient; that of the table twice, as it reads tokens and as it scores them.
     held = {path: x.size // 4 for path, x in flat(experiment.like.trained).items()}
@@ -146,15 +147,20 @@ TINY = ("--config", "configs/lvr.py:tiny", "--effort=-1", "--config.compute.atte
 
 def test_every_program_of_a_small_network_is_a_row(tmp_path):
     rows = tmp_path / "rows.json"
-    done = run(*TINY, "--topology", "v5e:2x2", "--what", "train,prefill,sweep", "--items=4", "--prompt=256",
+    done = run(*TINY, "--topology", "v5e:2x2", "--what", ",".join(check.PROGRAMS), "--items=4", "--prompt=256",
                "--conditions=4", "--new_tokens=8", "--json", str(rows))  # fmt: skip
     assert done.returncode == 0, done.stderr
     found = json.loads(rows.read_text())
-    assert [r["program"] for r in found] == ["train", "prefill", "sweep"] and all(r["fits"] for r in found)
+    assert [r["program"] for r in found] == list(check.PROGRAMS) and all(r["fits"] for r in found)
+    for r in found:
+        cycles = sum(part[name] for part in r["speed"]["bill"].values() for name in bill.PASSES)
+        assert 0 < cycles == pytest.approx(r["speed"]["seconds"]["plan"] * 1.5e9, rel=1e-3)
+        assert r["options"] == compiler_options.of_kind("TPU v5 lite")
     assert found[0]["slice"] == "v5e-4" and found[0]["model_flops"] > 0 and found[0]["collectives"]
     assert set(found[0]["versions"]) == {"jax", "libtpu"}
     again = run("--show", str(rows))
-    assert again.stdout == done.stdout and again.stdout.count("\n") == 5
+    table, *bills = done.stdout.split("\n\n")
+    assert again.stdout == table + "\n" and table.count("\n") + 1 == 2 + len(found) == 2 + len(bills)
     # The command of a row makes that row.
     once_more = subprocess.run(found[0]["command"].split(), cwd=ROOT, capture_output=True, text=True)
     assert once_more.stdout.splitlines()[2].split("|")[:12] == done.stdout.splitlines()[2].split("|")[:12]
@@ -184,7 +190,7 @@ def test_a_file_that_holds_no_records_is_refused_before_anything_is_compiled(tmp
     [
         (("--topology", "v99:4x4"), "topology 'v99:4x4': "),
         (("--topology", "v5e-16"), "expected GENERATION:AxB[xC]"),
-        (("--topology", "v5e:2x2", "--what", "decode"), "--what 'decode', expected some of train, prefill, sweep"),
+        (("--topology", "v5e:2x2", "--what", "decode"), "--what 'decode', expected some of train, sweep, prefill"),
         (("--topology", "v5e:2x2", "--config.rows=6"), "rows = 6: expected a multiple"),
         (("--topology", "v5e:2x2*2"), "expected data to be a multiple of the 2 slices"),
         ((), "expected --config FILE[:SIZE] and --topology NAME"),

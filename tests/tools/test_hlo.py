@@ -1,8 +1,8 @@
-"""Is what a program moves between chips read right from its HLO: loops, overlapped pieces, branches?"""
+"""What a program moves, computes and costs is read right from its HLO: loops, overlapped pieces, branches, kernels."""
 
 import pytest
 
-from aot import hlo
+from aot import arithmetic, bill, collectives, hlo, roofline, traffic
 from aot.report import Compiled, most
 from aot.slices import memory_error
 
@@ -45,7 +45,7 @@ ENTRY %main (r: f32[8,4]) -> f32[8,4] {
 
 def test_collectives_are_counted_once_a_turn_of_their_loop():
     """An all-gather that is cut into two overlapped pieces is one; a ring's step counts what it receives."""
-    assert hlo.by_kind(hlo.collectives(HLO)) == {
+    assert collectives.by_kind(collectives.collectives(HLO)) == {
         "all-gather": {"times": 36, "bytes": 36 * 8 * 4 * 2},
         "all-reduce": {"times": 1, "bytes": 4 + 32},
         "reduce-scatter": {"times": 1, "bytes": 8 * 4 * 4},
@@ -72,11 +72,183 @@ ENTRY %main (r: f32[8,4]) -> f32[8,4] {
 
 def test_what_travels_between_slices_is_counted_apart():
     """There channels are shared, a transfer is a send and a receive, and a sum over one chip moves nothing."""
-    assert hlo.by_kind(hlo.collectives(TWO_SLICES)) == {
+    assert collectives.by_kind(collectives.collectives(TWO_SLICES)) == {
         "reduce-scatter": {"times": 1, "bytes": 8 * 4 * 4},
         "collective-permute": {"times": 2, "bytes": 2 * 2 * 4},
         "all-gather between slices": {"times": 1, "bytes": 2 * 2 * 4 * 4},
     }
+
+
+RING = """HloModule ring, is_scheduled=true
+
+%condition (p: (u32[], f32[8,4])) -> pred[] {
+  %p = (u32[]{:T(128)}, f32[8,4]{1,0}) parameter(0)
+  %end = u32[]{:T(128)} constant(8)
+  %at = u32[]{:T(128)} get-tuple-element(%p), index=0
+  ROOT %less = pred[]{:T(512)} compare(%at, %end), direction=LT
+}
+
+%body (q: (u32[], f32[8,4])) -> (u32[], f32[8,4]) {
+  %q = (u32[]{:T(128)}, f32[8,4]{1,0}) parameter(0)
+  %i = u32[]{:T(128)} get-tuple-element(%q), index=0
+  %two = u32[]{:T(128)} constant(2)
+  %next = u32[]{:T(128)} add(%i, %two)
+  %x = f32[8,4]{1,0} get-tuple-element(%q), index=1
+  %ring = (f32[8,4]{1,0}, f32[8,4]{1,0}, u32[], u32[]) collective-permute-start(%x), channel_id=8, pairs={{0,1}}
+  %y = f32[8,4]{1,0} collective-permute-done(%ring)
+  ROOT %out = (u32[]{:T(128)}, f32[8,4]{1,0}) tuple(%next, %y)
+}
+
+ENTRY %main (r: f32[8,4]) -> f32[8,4] {
+  %r = f32[8,4]{1,0} parameter(0)
+  ROOT %loop = (u32[]{:T(128)}, f32[8,4]{1,0}) while(%start), condition=%condition, body=%body
+}
+"""
+
+
+def test_a_loop_that_counts_unsigned_and_by_two_runs_half_as_often():
+    """As XLA writes the rings of a windowed einsum."""
+    assert collectives.by_kind(collectives.collectives(RING)) == {
+        "collective-permute": {"times": 4, "bytes": 4 * 8 * 4 * 4}
+    }
+
+
+NETWORK = """HloModule jit_step, is_scheduled=true
+
+FileNames
+1 "/x/lvr_jax/training/step.py"
+2 "/x/lvr_jax/models/qwen2_5_vl/vision.py"
+3 "/x/lvr_jax/models/qwen2_5_vl/text.py"
+4 "/x/lvr_jax/models/attention.py"
+5 "/x/lvr_jax/models/qwen2_5_vl/layers.py"
+
+FunctionNames
+1 "train_step"
+2 "VisionBlock.__call__"
+3 "DecoderBlock.__call__"
+4 "_splash"
+5 "SwiGLU.__call__"
+
+FileLocations
+1 {file_name_id=1 function_name_id=1 line=1 end_line=1 column=1 end_column=1}
+2 {file_name_id=2 function_name_id=2 line=1 end_line=1 column=1 end_column=1}
+3 {file_name_id=3 function_name_id=3 line=1 end_line=1 column=1 end_column=1}
+4 {file_name_id=4 function_name_id=4 line=1 end_line=1 column=1 end_column=1}
+5 {file_name_id=5 function_name_id=5 line=1 end_line=1 column=1 end_column=1}
+
+StackFrames
+1 {file_location_id=1 parent_frame_id=1}
+2 {file_location_id=2 parent_frame_id=2}
+3 {file_location_id=4 parent_frame_id=3}
+4 {file_location_id=3 parent_frame_id=2}
+5 {file_location_id=5 parent_frame_id=5}
+6 {file_location_id=4 parent_frame_id=5}
+
+%product (a: bf16[512,80], w: bf16[36,80,256], i: s32[]) -> bf16[512,256] {
+  %a = bf16[512,80]{1,0:T(8,128)(2,1)} parameter(0)
+  %w = bf16[36,80,256]{2,1,0:T(8,128)(2,1)} parameter(1)
+  %i = s32[]{:T(128)} parameter(2)
+  %one = bf16[1,80,256]{2,1,0:T(8,128)(2,1)} dynamic-slice(%w, %i, %z, %z), dynamic_slice_sizes={1,80,256}
+  %flat = bf16[80,256]{1,0:T(8,128)(2,1)} bitcast(%one)
+  ROOT %dot = bf16[512,256]{1,0:T(8,128)(2,1)} convolution(%a, %flat), dim_labels=bf_io->bf, metadata={op_name="jit(step)/transpose(jvp())/RD,DF->RF/dot_general" stack_frame_id=5}
+}
+
+%windows (p: bf16[16]) -> bf16[16] {
+  %p = bf16[16]{0} parameter(0)
+  ROOT %w = bf16[16]{0} negate(%p), metadata={op_name="jit(step)/jvp()/cond" stack_frame_id=3}, backend_config={"window_config":{"estimated_cycles":"800"}}
+}
+
+%whole (p: bf16[16]) -> bf16[16] {
+  %p = bf16[16]{0} parameter(0)
+  ROOT %f = bf16[16]{0} negate(%p), metadata={op_name="jit(step)/jvp()/cond" stack_frame_id=3}, backend_config={"window_config":{"estimated_cycles":"8000"}}
+}
+
+ENTRY %main (x: bf16[512,80], w: bf16[36,80,256], n: s32[], s: bf16[16]) -> bf16[512,256] {
+  %x = bf16[512,80]{1,0:T(8,128)(2,1)} parameter(0)
+  %w = bf16[36,80,256]{2,1,0:T(8,128)(2,1)} parameter(1)
+  %n = s32[]{:T(128)} parameter(2)
+  %s = bf16[16]{0} parameter(3)
+  %c = bf16[16]{0} conditional(%n, %s, %s), branch_computations={%windows, %whole}, metadata={op_name="jit(step)/jvp()/cond" stack_frame_id=2}
+  %splash_mqa_fwd_segmented.1 = (f32[2,512,128]{2,1,0:T(8,128)}, bf16[2,8,2048,128]{3,2,1,0:T(8,128)(2,1)S(1)}) custom-call(%m, %q), custom_call_target="tpu_custom_call", operand_layout_constraints={s8[1,4,4]{2,1,0}, bf16[2,8,2048,128]{3,2,1,0}, bf16[2,2048,128]{2,1,0}, s32[8,2048]{1,0}}, frontend_attributes={kernel_metadata={
+"xprof_metadata":"{\\"block_q\\": 512, \\"block_kv\\": 1024}"
+}}, metadata={op_name="jit(step)/transpose(jvp())/checkpoint/rematted_computation/pallas_call" stack_frame_id=6}, backend_config={}
+  %copied = bf16[512,80]{0,1:T(8,128)(2,1)} copy(%x), backend_config={"window_config":{"estimated_cycles":"30"}}
+  ROOT %fusion = bf16[512,256]{1,0:T(8,128)(2,1)} fusion(%copied, %w, %n), kind=kOutput, calls=%product, backend_config={"window_config":{"estimated_cycles":"5000"}}
+}
+"""  # noqa: E501
+
+
+def tower(conditional, branch):
+    return (7 / 8, 1 / 8)[branch]
+
+
+def test_a_bill_is_by_part_of_the_network_and_by_pass():
+    """A fusion is named after its product, a nameless copy after what it feeds; a branch counts as often as taken."""
+    found = bill.by_part(bill.costs(NETWORK, tower))
+    assert found == {
+        "decoder MLP": {"forward": 0, "again": 0, "backward": 5030, "products": 5000},
+        "tower attention": {"forward": 700 + 1000, "again": 0, "backward": 0, "products": 0},
+    }
+
+
+def test_products_and_kernels_are_counted_in_flops():
+    assert arithmetic.products(NETWORK) == 2 * 512 * 80 * 256
+    (kernel,) = arithmetic.kernels(NETWORK)
+    assert (kernel.part, kernel.heads, kernel.queries, kernel.keys) == ("decoder attention", 16, 2048, 2048)
+    assert kernel.block == (512, 1024) and not kernel.backward
+    # Four blocks of queries see 1, 1, 2 and 2 blocks of keys.
+    assert kernel.pairs(causal=True) == 6 * 512 * 1024 and kernel.pairs(causal=False) == 2048**2
+    assert kernel.flops(10, unit=128) == 2 * 2 * 16 * 10 * 128 == kernel.flops(10, unit=256) / 2
+
+
+@pytest.mark.parametrize(
+    "line, left, right, expected",
+    [
+        # Into heads: [512, 80] x [80, 16, 64]; of the window's positions one in 16 is not padding.
+        ("%o = bf16[512,16,64]{2,1,0} convolution(%a, %b), window={size=16 pad=15_15 rhs_reversal=1}, "
+         "dim_labels=bf0_i0o->b0f", (512, 80, 1), (80, 16, 64), 2 * 512 * 80 * 16 * 64),
+        # Out of heads: they are summed over with the width.
+        ("%o = bf16[512,64,1]{2,1,0} convolution(%a, %b), window={size=16}, dim_labels=bf0_0io->bf0",
+         (512, 80, 16), (16, 80, 64), 2 * 512 * 64 * 16 * 80),
+        # A batch of 16 products [512, 80] x [80, 512].
+        ("%o = f32[16,512,512]{2,1,0} convolution(%a, %b), window={size=16 stride=15 lhs_dilate=16}, "
+         "dim_labels=0bf_0io->0bf", (16, 512, 80), (16, 80, 512), 2 * 16 * 512 * 512 * 80),
+    ],
+)  # fmt: skip
+def test_a_convolution_is_counted_where_its_operand_is(line, left, right, expected):
+    each = hlo.instruction(f"  {line}")
+    shapes = {"a": hlo.Array("bf16", left), "b": hlo.Array("bf16", right)}
+    assert arithmetic.product_flops(each, shapes) == expected
+
+
+def test_hbm_traffic_counts_tiles_slices_and_what_lies_on_chip():
+    """80 numbers take 128 places, of stacked weights one layer is read, and VMEM is not HBM."""
+    conditional = 2 * (2 * 16 * 2)
+    kernel = 2 * 512 * 128 * 4
+    copy = 512 * 128 * 2 + 512 * 80 * 2             # the copy's minor dimension is the 512
+    fusion = 512 * 80 * 2 + 80 * 256 * 2 + 4 + 512 * 256 * 2
+    assert traffic.hbm_bytes(NETWORK) == conditional + kernel + copy + fusion
+
+
+def test_the_roofline_is_the_slowest_unit_and_the_plan_has_the_kernels_added():
+    (kernel,) = arithmetic.kernels(NETWORK)
+    moved = [collectives.Collective("all-reduce", (hlo.Array("f32", (10**9,)),), 1)]
+    found = roofline.roofline(
+        "TPU v5 lite", (4, 4), 16, cycles=3e9, products=197e12, kernels=[(kernel, 197e12 / (4 * 16 * 128))],
+        hbm_bytes=819e9, moved=moved, model_flops=16 * 197e12,
+    )  # fmt: skip
+    assert found.plan == pytest.approx(2 + 1) and found.kernels == pytest.approx(1)
+    assert found.mxu == pytest.approx(1 + 1) and found.hbm == pytest.approx(1)
+    assert found.ici == pytest.approx(2 * 4e9 / (2 * 50e9)) and found.bound_by == "MXU"
+    assert found.mfu == pytest.approx(1 / 3) and found.roof == pytest.approx(1 / 2)
+
+
+@pytest.mark.parametrize("kind, sizes, expected", [
+    ("TPU v5 lite", (4, 4), 2), ("TPU v5 lite", (16, 16), 4), ("TPU v5 lite", (1, 1), 1), ("TPU v6 lite", (8, 16), 3),
+    ("TPU v5", (2, 2, 1), 2), ("TPU v5", (2, 2, 4), 3), ("TPU v5", (4, 4, 4), 6),
+])  # fmt: skip
+def test_a_chip_at_the_corner_has_so_many_links(kind, sizes, expected):
+    assert roofline.links(sizes, roofline.CHIPS[kind]) == expected
 
 
 @pytest.mark.parametrize(

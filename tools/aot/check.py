@@ -1,7 +1,8 @@
-"""What does each program of a config take on one slice? Compiles them one at a time, and searches for the most rows."""
+"""Compiles the programs of a config for one slice, one at a time, and searches for the most rows."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,30 +13,37 @@ from aot import programs, report
 from aot.programs import Asked, Program
 from aot.slices import Slice, SliceError
 from lvr_jax.checkpoints.folder import resolve
+from lvr_jax.models import compiler_options
 from lvr_jax.training.experiment import Experiment
 from lvr_jax.training.partitioning import make_mesh
 
 NO_TOKENIZER = "none: compiling reads no text"
+OF_ITEMS = {
+    "prefill": programs.prefill, "evaluate": programs.evaluate, "taught": programs.taught, "free": programs.free,
+}  # fmt: skip
+PROGRAMS = ("train", "sweep", *OF_ITEMS)
 
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """A config on the mesh of a slice. effort: of the compiler, -1 to 1; 0 is its default."""
+    """A config on the mesh of a slice. effort: of the compiler, -1 to 1; 0 is its default. options: of the compiler,
+    tried instead of those that a run has."""
 
     config: ConfigDict
     where: Slice
     mesh: Mesh
     asked: Asked
     effort: float
+    options: Mapping[str, Any]
 
     @classmethod
-    def of(cls, config: ConfigDict, where: Slice, asked: Asked, effort: float) -> "Check":
+    def of(cls, config: ConfigDict, where: Slice, asked: Asked, effort: float, options: Mapping[str, Any]) -> "Check":
         """A checkpoint that is not here is replaced by the published shapes of its size."""
         config = config.copy_and_resolve_references()
         if config.init.checkpoint and not resolve(config.init.checkpoint).exists():
             config.init.checkpoint = ""
         config.data.tokenizer = config.data.tokenizer or NO_TOKENIZER
-        return cls(config, where, make_mesh(config.mesh, where.devices), asked, effort)
+        return cls(config, where, make_mesh(config.mesh, where.devices), asked, effort, options)
 
     @property
     def spread(self) -> int:
@@ -48,36 +56,33 @@ class Check:
         return Experiment.shapes(config, self.mesh)
 
     def compiled(self, program: Program) -> report.Compiled:
-        return report.compiled(program, self.mesh, self.effort)
+        return report.compiled(program, self.mesh, self.effort, self.options)
 
     def train(self, rows: int) -> Program:
         return programs.train(self.experiment(rows))
 
-    def prefill(self, items: int) -> Program:
-        # A sweep knows nothing of training's rows: any number that divides will do.
+    def of_items(self, make: Callable[..., Program], items: int, *more) -> Program:
+        """A program that knows nothing of training's rows: any number of those that divides will do."""
         here = self.experiment(self.config.accumulate * self.spread)
-        return programs.prompts(here, dataclasses.replace(self.asked, items=items))
+        return make(here, dataclasses.replace(self.asked, items=items), *more)
 
     def sweep(self, items: int) -> Program:
-        first = self.prefill(items)
+        first = self.of_items(programs.prefill, items)
         done = self.compiled(first)
         if not done.fits:
             raise SliceError(f"topology {self.where.name}: the prefill of {items} items does not fit, so no sweep can")
         prefix = jax.eval_shape(lambda *args: first.jitted(*args, **first.options), *first.args)[0]
         placed = lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)  # noqa: E731
-        here = self.experiment(self.config.accumulate * self.spread)
-        asked = dataclasses.replace(self.asked, items=items)
-        return programs.conditions(here, asked, jax.tree.map(placed, prefix, done.shardings[0]))
+        return self.of_items(programs.sweep, items, jax.tree.map(placed, prefix, done.shardings[0]))
 
     def rows(self, what: Sequence[str], search: bool) -> Iterator[dict[str, Any]]:
         """A record of each program, as soon as it is there."""
-        kinds: dict[str, tuple[Callable, int, int]] = {
-            "train": (self.train, self.config.rows, self.config.accumulate * self.spread),
-            "prefill": (self.prefill, self.asked.items, self.spread),
-            "sweep": (self.sweep, self.asked.items, self.spread),
-        }
         for name in what:
-            make, rows, unit = kinds[name]
+            if name == "train":
+                make, rows, unit = self.train, self.config.rows, self.config.accumulate * self.spread
+            else:
+                make = self.sweep if name == "sweep" else functools.partial(self.of_items, OF_ITEMS[name])
+                rows, unit = self.asked.items, self.spread
             program = make(rows)
             of = self.compiled(program)
             most = unit * self._most(make, unit, rows, of) if search else None
@@ -87,6 +92,7 @@ class Check:
                 "accumulate": self.config.accumulate if name == "train" else None, "effort": self.effort,
                 "tokens": self.config.data.tokens if name == "train" else self.asked.prompt,
                 "conditions": self.asked.conditions if name == "sweep" else None,
+                "options": compiler_options.of_mesh(self.mesh) | dict(self.options),
             })  # fmt: skip
 
     def _most(self, make: Callable[[int], Program], unit: int, rows: int, of: report.Compiled) -> int:

@@ -1,4 +1,4 @@
-"""Which programs does an experiment compile, and with arrays of what shape? Nothing here is ever allocated."""
+"""The programs that an experiment compiles, with the shapes of their arrays. Nothing here is ever allocated."""
 
 import dataclasses
 from collections.abc import Callable
@@ -11,22 +11,27 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from lvr_jax.data.packing import Batch, Budget, align, lay_out_row
 from lvr_jax.data.synthetic import synthetic_example
+from lvr_jax.evaluation import generation
 from lvr_jax.latents import conditions as cond
+from lvr_jax.latents import sweep as sweeps
 from lvr_jax.latents.decoding import Decoding
 from lvr_jax.latents.rollout import Bank
-from lvr_jax.latents.spec import plan, system
-from lvr_jax.latents.sweep import prefill, sweep
+from lvr_jax.latents.spec import Plan, plan, system
+from lvr_jax.models.qwen2_5_vl.layers import Compute
 from lvr_jax.models.qwen2_5_vl.model import abstract_model
+from lvr_jax.training import held_out
 from lvr_jax.training.experiment import Experiment
 from lvr_jax.training.flops import batch_flops
 from lvr_jax.training.partitioning import shardings
+from lvr_jax.training.state import join
 
 FIRST_ADDED = 151665        # the id of a stock vocabulary's first latent token
 
 
 @dataclasses.dataclass(frozen=True)
 class Asked:
-    """What a config does not say of a sweep: items a batch, tokens of a prompt, conditions at a time, new tokens."""
+    """What a config does not say of a prefill, a sweep, an evaluation or a held-out measurement: items a batch, tokens
+    of a prompt, conditions at a time, new tokens."""
 
     items: int = 8
     prompt: int = 4096
@@ -36,12 +41,24 @@ class Asked:
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """jitted.lower(*args, **options) is what runs; flops: model FLOPs of one run (None where it is not counted)."""
+    """jitted.lower(*args, **options) is what runs.
+
+    tower: share of the tower's layers that attend to whole images, which the HLO does not tell; flops: model FLOPs of
+    one run (None where it is not counted); devices: that it runs on
+    """
 
     jitted: Callable
     args: tuple
     options: dict[str, Any]
+    tower: float
+    devices: int
     flops: float | None = None
+
+    @classmethod
+    def of(cls, experiment: Experiment, jitted: Callable, *args, flops: float | None = None, **options) -> "Program":
+        c = experiment.network.vision
+        full = len([i for i in c.full_attention_layers if i < c.depth])
+        return cls(jitted, args, options, full / c.depth, experiment.mesh.size, flops)
 
 
 def full_row(budget: Budget, experiment: Experiment, examples: int) -> Batch:
@@ -59,7 +76,7 @@ def train(experiment: Experiment) -> Program:
     row = align(row, experiment.alignment) if experiment.alignment else row
     flops, _ = batch_flops(experiment.network, row, train_vision="vision" in experiment.like.trained)
     batch = _repeated(row, data.rows, experiment.rows)
-    return Program(experiment.step(), (experiment.like, batch), {}, flops * data.rows)
+    return Program.of(experiment, experiment.step(), experiment.like, batch, flops=flops * data.rows)
 
 
 def _repeated(row: Batch, rows: int, where: NamedSharding) -> dict[str, jax.ShapeDtypeStruct]:
@@ -73,36 +90,80 @@ def frozen_params(experiment: Experiment) -> dict:
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), params, where)
 
 
-def prompts(experiment: Experiment, asked: Asked) -> Program:
-    """Prefill: image and question of a batch of items."""
+def _prompts(experiment: Experiment, asked: Asked) -> tuple[dict, jax.ShapeDtypeStruct]:
+    """Image and question of a batch of items, and the items' numbers."""
     windows = asked.prompt * experiment.data.windows // experiment.data.tokens
     row = full_row(Budget(asked.prompt, windows), experiment, 1)
-    batch = _repeated(row, asked.items, experiment.rows)
     item = jax.ShapeDtypeStruct((asked.items,), jnp.int32, sharding=experiment.rows)
-    compute = experiment.recipe.compute
-    return Program(prefill, (experiment.graph, frozen_params(experiment), batch, item), {"compute": compute})
+    return _repeated(row, asked.items, experiment.rows), item
 
 
-def conditions(experiment: Experiment, asked: Asked, prefix: Any) -> Program:
-    """The sweep over a prefix (shapes with the shardings that prefill gives them): latents and answer, C at a time."""
-    c, mesh = experiment.config, experiment.mesh
-    spec = system(c.system.name)
+def _latents(experiment: Experiment) -> tuple[Plan, Decoding]:
+    """The plan of the config's system, with a stock vocabulary's ids, and a decoding that ends with its first block."""
+    c = experiment.config.system
+    spec = system(c.name)
     ids = {token: FIRST_ADDED + i for i, token in enumerate(spec.added_tokens)}
-    here = plan(spec, ids, c.system.budget)
-    latents = int(np.max(here.quota))
+    return plan(spec, ids, c.budget), Decoding(0, (ids[spec.stages[0].end],))
+
+
+def _audited(experiment: Experiment) -> Compute:
+    """How an audit and an evaluation run the network (prism.experiment, tools/evaluate.py)."""
+    return Compute(experiment.recipe.compute.dtype)
+
+
+def prefill(experiment: Experiment, asked: Asked) -> Program:
+    """A sweep's first part: image and question of a batch of items."""
+    batch, item = _prompts(experiment, asked)
+    params = frozen_params(experiment)
+    return Program.of(experiment, sweeps.prefill, experiment.graph, params, batch, item, compute=_audited(experiment))
+
+
+def _on_mesh(experiment: Experiment, tree: Any) -> Any:
+    whole = NamedSharding(experiment.mesh, PartitionSpec())
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), tree)
+
+
+def _letters(experiment: Experiment) -> jax.ShapeDtypeStruct:
+    return _on_mesh(experiment, jax.ShapeDtypeStruct((4,), jnp.int32))
+
+
+def sweep(experiment: Experiment, asked: Asked, prefix: Any) -> Program:
+    """The sweep over a prefix (shapes with the shardings that prefill gives them): latents and answer, C at a time."""
+    here, decoding = _latents(experiment)
+    latents, stages, width = int(np.max(here.quota)), len(here.spec.stages), experiment.network.text.hidden
     named = [cond.absolute_noise(0.01 * (i + 1)) for i in range(asked.conditions)]
-    stages, width = len(spec.stages), experiment.network.text.hidden
-    whole = NamedSharding(mesh, PartitionSpec())
-    on_mesh = lambda tree: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), tree)  # noqa: E731
-    by_rows = NamedSharding(mesh, PartitionSpec(None, *experiment.rows.spec))
+    by_rows = NamedSharding(experiment.mesh, PartitionSpec(None, *experiment.rows.spec))
     source = jax.ShapeDtypeStruct((1, asked.items, stages, 1, width), jnp.float32, sharding=by_rows)
-    spread = jax.ShapeDtypeStruct((width,), jnp.float32, sharding=whole)
-    args = (
-        experiment.graph, frozen_params(experiment), prefix, on_mesh(here),
-        on_mesh(cond.stack(named, [], stages, latents)), Bank(source, spread),
+    spread = _on_mesh(experiment, jax.ShapeDtypeStruct((width,), jnp.float32))
+    return Program.of(
+        experiment, sweeps.sweep, experiment.graph, frozen_params(experiment), prefix, _on_mesh(experiment, here),
+        _on_mesh(experiment, cond.stack(named, [], stages, latents)), Bank(source, spread),
+        decoding=dataclasses.replace(decoding, max_new_tokens=asked.new_tokens), steps=asked.new_tokens + latents,
+        letters=_letters(experiment), compute=_audited(experiment),
     )  # fmt: skip
-    options = {
-        "decoding": Decoding(asked.new_tokens, (ids[spec.stages[0].end],)), "steps": asked.new_tokens + latents,
-        "letters": jax.ShapeDtypeStruct((4,), jnp.int32, sharding=whole), "compute": experiment.recipe.compute,
-    }  # fmt: skip
-    return Program(sweep, args, options)
+
+
+def evaluate(experiment: Experiment, asked: Asked) -> Program:
+    """A batch of an evaluation: prompts, latents and answers."""
+    here, decoding = _latents(experiment)
+    batch, item = _prompts(experiment, asked)
+    return Program.of(
+        experiment, generation.program, experiment.graph, frozen_params(experiment), _on_mesh(experiment, here), batch,
+        item, _letters(experiment), decoding=dataclasses.replace(decoding, max_new_tokens=asked.new_tokens),
+        steps=asked.new_tokens + int(np.max(here.quota)), compute=_audited(experiment), attention="full",
+    )  # fmt: skip
+
+
+def taught(experiment: Experiment, asked: Asked) -> Program:
+    """Held-out examples with teacher forcing, one a row."""
+    params, (batch, _) = join(experiment.like.trained, experiment.like.frozen), _prompts(experiment, asked)
+    return Program.of(experiment, held_out.teacher_forcing(experiment.recipe, experiment.mesh), params, batch)
+
+
+def free(experiment: Experiment, asked: Asked) -> Program:
+    """Replies to held-out prompts."""
+    here, decoding = _latents(experiment)
+    decoding = dataclasses.replace(decoding, max_new_tokens=experiment.config.held_out.max_new_tokens)
+    params, (batch, _) = join(experiment.like.trained, experiment.like.frozen), _prompts(experiment, asked)
+    jitted = held_out.free_replies(experiment.recipe, experiment.mesh, here, decoding)
+    return Program.of(experiment, jitted, params, batch)

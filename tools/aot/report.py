@@ -1,21 +1,21 @@
-"""What does a compiled program take, and does it fit? One record a program, and a table of them."""
+"""What a compiled program takes: one record a program, a table of them, and a bill of each."""
 
 import dataclasses
 import importlib.metadata
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 
-from aot import hlo
+from aot import arithmetic, bill, collectives, hlo, roofline, traffic
 from aot.programs import Program
 from aot.slices import Slice, memory_error
 
 GIB = 2**30
 COLUMNS = (
     "config", "slice", "mesh", "program", "rows", "GiB of", "fits", "arguments", "temporaries", "output", "aliased",
-    "most rows", "collectives, GB", "TFLOP", "seconds",
+    "most rows", "collectives, GB", "TFLOP", "plan s", "MXU s", "HBM s", "ICI s", "busiest", "MFU <=", "compiled in s",
 )  # fmt: skip
 
 
@@ -37,13 +37,16 @@ class Compiled:
     shardings: Any = dataclasses.field(default=None, repr=False)
 
 
-def compiled(program: Program, mesh: jax.sharding.Mesh, effort: float = 0.0) -> Compiled:
-    """effort: of the compiler, -1 to 1; 0 is its default."""
+def compiled(
+    program: Program, mesh: jax.sharding.Mesh, effort: float = 0.0, options: Mapping[str, Any] | None = None
+) -> Compiled:
+    """effort: of the compiler, -1 to 1; 0 is its default. options: instead of the program's own."""
+    wanted = {**({"exec_time_optimization_effort": effort} if effort else {}), **(options or {})}
     with jax.set_mesh(mesh):
         lowered = program.jitted.lower(*program.args, **program.options)
         since = time.perf_counter()
         try:
-            done = lowered.compile({"exec_time_optimization_effort": effort} if effort else None)
+            done = lowered.compile(wanted or None)
         except jax.errors.JaxRuntimeError as error:
             return Compiled(False, memory_error(str(error))[0], time.perf_counter() - since)
     seconds, m = time.perf_counter() - since, done.memory_analysis()
@@ -70,13 +73,49 @@ def most(measure: Callable[[int], Compiled], memory: int, first: int = 1) -> int
     return low
 
 
+def costs(text: str, tower: float) -> list[bill.Cost]:
+    """The compiler's cycles. tower: share of the tower's layers that attend to whole images."""
+    return bill.costs(text, _branches(text, tower))
+
+
+def _branches(text: str, tower: float) -> hlo.Share:
+    """How often a branch is taken: of the tower's layers as they are, else as if always."""
+    sources = bill.Sources(text)
+
+    def share(conditional: hlo.Instruction, branch: int) -> float:
+        in_tower = any(file == "vision.py" for file, _ in sources(conditional.line))
+        return (1 - tower, tower)[branch] if in_tower else 1
+
+    return share
+
+
+def speed(program: Program, of: Compiled, where: Slice) -> dict[str, Any]:
+    """The bill in cycles and the roofline in seconds, of one run on one chip; nothing for a chip that is not listed."""
+    kind = where.devices[0].device_kind
+    if not of.text or kind not in roofline.CHIPS:
+        return {}
+    share = _branches(of.text, program.tower)
+    by_part = bill.by_part(costs(of.text, program.tower))
+    kernels = [(k, k.pairs(causal=k.part.startswith("decoder"))) for k in arithmetic.kernels(of.text, share)]
+    found = roofline.roofline(
+        kind, roofline.sizes(where.name), program.devices, kernels=kernels, model_flops=program.flops,
+        cycles=sum(here[name] for here in by_part.values() for name in bill.PASSES),
+        products=arithmetic.products(of.text, share), hbm_bytes=traffic.hbm_bytes(of.text, share),
+        moved=collectives.collectives(of.text),
+    )  # fmt: skip
+    seconds = {name: float(f"{value:.4g}") for name, value in dataclasses.asdict(found).items() if value is not None}
+    shares = {name: round(value, 4) for name, value in (("mfu", found.mfu), ("roof", found.roof)) if value is not None}
+    return {"bill": by_part, "seconds": seconds, **shares, "bound_by": found.bound_by}
+
+
 def row(name: str, program: Program, of: Compiled, where: Slice, shown: dict[str, Any]) -> dict[str, Any]:
     """A JSON-able record; `shown`: what the caller knows of it."""
     return {
         **shown, "program": name, "topology": where.name, "slice": where.product, "memory": where.memory,
         "fits": of.fits, "total": of.total, "arguments": of.arguments, "temporaries": of.temporaries,
-        "output": of.output, "aliased": of.aliased, "collectives": hlo.by_kind(hlo.collectives(of.text)),
-        "model_flops": program.flops, "compile_seconds": round(of.seconds, 1),
+        "output": of.output, "aliased": of.aliased,
+        "collectives": collectives.by_kind(collectives.collectives(of.text)),
+        "model_flops": program.flops, "speed": speed(program, of, where), "compile_seconds": round(of.seconds, 1),
         "versions": {name: importlib.metadata.version(name) for name in ("jax", "libtpu")},
     }  # fmt: skip
 
@@ -86,14 +125,20 @@ def _gib(size: int | None) -> str:
 
 
 def line(r: dict[str, Any]) -> dict[str, str]:
-    """A record as a person reads it: GiB a chip, GB moved a chip and run, 1e12 model FLOPs a run."""
+    """A record as a person reads it: GiB a chip, GB moved a chip and run, 1e12 model FLOPs a run, seconds of a run as
+    planned and of each unit at its peak, and the bound that the plan sets on model FLOPs utilisation."""
+    speed = r.get("speed", {})
+    seconds = speed.get("seconds", {})
+    shown = lambda name: f"{seconds[name]:.3g}" if name in seconds else ""  # noqa: E731
     moved = ", ".join(f"{kind} {of['bytes'] / 1e9:.2f}" for kind, of in r["collectives"].items())
     return dict(zip(COLUMNS, (
         r["config"], f"{r['slice']} ({r['topology']})", r["mesh"], r["program"], str(r["rows"]),
         f"{r['total'] / GIB:.2f} of {r['memory'] / GIB:.2f}", "yes" if r["fits"] else "no", _gib(r["arguments"]),
         _gib(r["temporaries"]), _gib(r["output"]), _gib(r["aliased"]),
         "" if r["most_rows"] is None else str(r["most_rows"]), moved,
-        "" if r["model_flops"] is None else f"{r['model_flops'] / 1e12:,.0f}", f"{r['compile_seconds']:.0f}",
+        "" if r["model_flops"] is None else f"{r['model_flops'] / 1e12:,.0f}",
+        *map(shown, ("plan", "mxu", "hbm", "ici")),
+        speed.get("bound_by", ""), f"{speed['mfu']:.0%}" if "mfu" in speed else "", f"{r['compile_seconds']:.0f}",
     )))  # fmt: skip
 
 
@@ -103,3 +148,23 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     width = {name: max(len(each[name]) for each in lines) for name in COLUMNS}
     shown = ["| " + " | ".join(each[name].ljust(width[name]) for name in COLUMNS) + " |" for each in lines]
     return "\n".join([shown[0], "|" + "|".join("-" * (width[name] + 2) for name in COLUMNS) + "|", *shown[1:]])
+
+
+def shown_bill(r: dict[str, Any]) -> str:
+    """A record's bill: 1e9 cycles by part and pass, of them in matrix products, then the roofline in seconds."""
+    speed = r["speed"]
+    by_part, seconds = speed["bill"], speed["seconds"]
+    names = (*bill.PASSES, "products")
+    total = {n: sum(here[n] for here in by_part.values()) for n in names}
+    shown = lambda cycles: f"{cycles / 1e9:.3g}" if cycles else ""  # noqa: E731
+    lines = [("G cycles", *names, "all")]
+    for part, here in (*by_part.items(), ("all but kernels", total)):
+        lines.append((part, *(shown(here[n]) for n in names), shown(sum(here[n] for n in bill.PASSES))))
+    width = max(len(each[0]) for each in lines)
+    text = [f"{r['config']}, {r['program']}, {r['slice']} ({r['topology']})"]
+    text += ["  ".join([each[0].ljust(width), *(cell.rjust(8) for cell in each[1:])]) for each in lines]
+    plan = f"plan {seconds['plan']:.3g} s, of it kernels at the peak {seconds['kernels']:.3g} s; "
+    text.append(plan + ", ".join(f"{name.upper()} {seconds[name]:.3g} s" for name in ("mxu", "hbm", "ici")))
+    if "mfu" in speed:
+        text[-1] += f"; MFU at most {speed['mfu']:.1%} by the plan, {speed['roof']:.1%} by {speed['bound_by']}"
+    return "\n".join(text)
