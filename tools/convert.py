@@ -2,6 +2,7 @@
 
     python tools/convert.py to-flax Qwen2.5-VL-3B-Instruct qwen_3b --verify
     python tools/convert.py to-hf qwen_3b Qwen2.5-VL-3B-again
+    python tools/convert.py to-flax Qwen2.5-VL-3B-Instruct tuned_3b --adapter lora_checkpoint
 
 Takes any size and any fine-tune of it: one file or shards, either naming of the tensors, tied or untied head, bf16,
 fp16 or fp32, with or without LVR's extra tensors. Tokenizer, preprocessor and chat template travel along. Works through
@@ -64,6 +65,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         command.add_argument("--dtype", choices=DTYPES, default="keep", help="type of all parameters (default: keep)")
         command.add_argument("--verify", action="store_true", help="read back and compare every tensor")
         command.add_argument("--overwrite", action="store_true", help="replace an existing checkpoint")
+        if name == "to-flax":
+            command.add_argument("--adapter", metavar="LORA_DIR", help="LoRA adapter in PEFT's layout, to be merged")
         if name == "to-hf":
             command.add_argument(
                 "--shard-gb", type=float, default=5.0, help="largest shard in GB where no original shards are known"
@@ -95,7 +98,7 @@ def convert(options: argparse.Namespace) -> None:
             "progress": StopBetweenPieces(bar),
         }
         if to_ours:
-            to_flax(options.source, options.target, **chosen)
+            to_flax(options.source, options.target, adapter=options.adapter, **chosen)
         else:
             to_hf(options.source, options.target, shard_bytes=int(options.shard_gb * 1e9), **chosen)
     print(f"{options.target}: {len(source.tensors)} tensors" + (", verified" if options.verify else ""))

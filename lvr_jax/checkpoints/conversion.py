@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import tensorstore as ts
 
+from lvr_jax.checkpoints.adapters import merged
 from lvr_jax.checkpoints.errors import CheckpointError, DiskFullError, free_space, size
 from lvr_jax.checkpoints.folder import (
     FILES,
@@ -77,18 +78,27 @@ def _place(slot: Slot, start: int, stop: int) -> Index:
 
 
 def to_flax(
-    hf_dir, out_dir, *, dtype: Any = None, verify: bool = False, overwrite: bool = False, progress: Progress = _silent
+    hf_dir,
+    out_dir,
+    *,
+    adapter: Any = None,
+    dtype: Any = None,
+    verify: bool = False,
+    overwrite: bool = False,
+    progress: Progress = _silent,
 ) -> HuggingFace:
     """Converts a Hugging Face folder to a folder of ours (see folder.py), which may be gs://.
 
+    adapter: folder of a LoRA adapter, which is merged into the checkpoint.
     dtype: type of all parameters, or None to keep each tensor's own; only then is the way back bit-identical.
     verify: read everything back and compare before the output takes its name.
     Raises CheckpointError or ConfigError for bad input, DiskFullError; nothing is left behind then.
     """
-    source = open_hf(hf_dir)
+    _refuse_nested(hf_dir, out_dir)
+    source = open_hf(hf_dir) if adapter is None else merged(open_hf(hf_dir), adapter)
     table = leaves(source.config)
     target = lambda tensor: tensor.dtype if dtype is None else np.dtype(dtype)  # noqa: E731
-    exact = all(target(tensor) == tensor.dtype for tensor in source.tensors.values())
+    exact = bool(source.headers) and all(target(tensor) == tensor.dtype for tensor in source.tensors.values())
 
     def pieces_of(path: str) -> Pieces:
         members = table[path]
@@ -123,6 +133,17 @@ def to_flax(
     return source
 
 
+def _refuse_nested(source, target) -> None:
+    """Writing a folder into itself, or over one that holds it, would remove what is being read."""
+    if is_remote(source) or is_remote(target):
+        same = str(resolve(source)).rstrip("/") == str(resolve(target)).rstrip("/")
+    else:
+        one, other = Path(source).resolve(), Path(target).resolve()
+        same = one == other or one in other.parents or other in one.parents
+    if same:
+        raise CheckpointError(f"{target}: is the source itself, or one lies in the other; choose a folder of its own")
+
+
 def _compare(arrays: dict[str, ts.TensorStore], source: HuggingFace, progress: Progress, exported=False) -> None:
     """Every stored array, taken back to the Hugging Face axes, against the tensor on the disk, in the output's type:
     the tensor's if it was `exported`, the stored array's otherwise."""
@@ -154,6 +175,7 @@ def to_hf(
     type is changed by `dtype`, gets the names of the hub and shards of at most `shard_bytes`; its config.json then
     says what the tensors say (rows, tied, type).
     """
+    _refuse_nested(orbax_dir, hf_dir)
     source = open_ours(orbax_dir)
     if is_remote(hf_dir):
         raise CheckpointError(f"{hf_dir}: a Hugging Face folder must be on a local disk")

@@ -11,6 +11,8 @@ counts as complete once lvr_jax.json is there. Not tested on a real bucket: only
 """
 
 import contextlib
+import ctypes
+import errno
 import fcntl
 import json
 import os
@@ -21,8 +23,10 @@ from pathlib import Path
 from etils import epath
 
 from lvr_jax.checkpoints.errors import CheckpointError, disk_full_is_one_line
+from lvr_jax.files.json_io import JsonError, read_object
 
 MARKER, PARAMS, FILES, HEADERS = "lvr_jax.json", "params", "hf", "safetensors"
+UNFINISHED = ".lvr_jax-unfinished"          # says that a folder under a temporary name is this program's own
 FORMAT = 1
 TEMPLATES = "additional_chat_templates"      # the one subfolder that transformers keeps beside the weights
 INDEX = "model.safetensors.index.json"
@@ -39,14 +43,11 @@ def is_remote(folder) -> bool:
 
 def read_json(path: epath.Path) -> dict:
     try:
-        fields = json.loads(path.read_text())
+        return read_object(path)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} is missing") from error
-    except ValueError as error:
-        raise CheckpointError(f"{path}: not JSON ({error})") from error
-    if not isinstance(fields, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, found {type(fields).__name__}")
-    return fields
+    except JsonError as error:
+        raise CheckpointError(str(error)) from error
 
 
 def is_ours(folder: epath.Path) -> bool:
@@ -77,7 +78,7 @@ def list_files(folder) -> list[Path]:
     """The files of a folder, relative to it: its own and its chat templates', no deeper."""
     folder = epath.Path(folder)
     entries = [path for place in (folder, folder / TEMPLATES) if place.is_dir() for path in place.iterdir()]
-    return sorted(Path(path.relative_to(folder)) for path in entries if not path.is_dir())
+    return sorted(Path(path.relative_to(folder)) for path in entries if not path.is_dir() and path.name != UNFINISHED)
 
 
 def workplace(final: str | os.PathLike) -> epath.Path:
@@ -120,6 +121,8 @@ def _in_place(final: epath.Path) -> Iterator[epath.Path]:
 @contextlib.contextmanager
 def _beside(final: epath.Path) -> Iterator[epath.Path]:
     temporary = workplace(final)
+    for name in (temporary, _aside(final)):
+        _refuse_foreign(name)
     missing_parents = [parent for parent in final.parents if not parent.exists()]
     temporary.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -127,9 +130,9 @@ def _beside(final: epath.Path) -> Iterator[epath.Path]:
             try:
                 yield temporary
                 _sync(temporary)
-                _rename(temporary, final)
+                _take_name(temporary, final)
             except BaseException:
-                shutil.rmtree(temporary)
+                shutil.rmtree(temporary, ignore_errors=True)
                 raise
     except BaseException:
         for parent in missing_parents:
@@ -145,8 +148,19 @@ def _claimed(temporary: epath.Path) -> Iterator[None]:
         with _locked(temporary):
             shutil.rmtree(temporary)
     temporary.mkdir()
+    (temporary / UNFINISHED).touch()
     with _locked(temporary):
         yield
+
+
+def _refuse_foreign(folder: epath.Path) -> None:
+    """Names beside the output are free to us only if nobody else uses them."""
+    if folder.exists() and not (folder.is_dir() and ((folder / UNFINISHED).exists() or not any(folder.iterdir()))):
+        raise CheckpointError(f"{folder} exists and was not made by this program, which would build there; rename it")
+
+
+def _aside(final: epath.Path) -> epath.Path:
+    return final.parent / f"{final.name}.replaced"
 
 
 @contextlib.contextmanager
@@ -173,20 +187,44 @@ def _sync(folder: epath.Path) -> None:
                 os.close(descriptor)
 
 
-def _rename(temporary: epath.Path, final: epath.Path) -> None:
-    replaced = final.parent / f"{final.name}.replaced"
-    shutil.rmtree(replaced, ignore_errors=True)
+def _take_name(temporary: epath.Path, final: epath.Path) -> None:
+    """Gives the new folder its name; what had it before goes. At every moment the name has a whole checkpoint.
+
+    The mark of ownership stands in whichever folder has a temporary name, so that the next run may clear it.
+    """
     if final.exists():
-        os.rename(final, replaced)
-    try:
+        (final / UNFINISHED).touch()
+        if not _exchange(temporary, final):
+            # A file system without exchange: there is a moment without the name, and the old one under another.
+            aside = _aside(final)
+            shutil.rmtree(aside, ignore_errors=True)
+            os.rename(final, aside)
+            try:
+                os.rename(temporary, final)
+            except OSError:
+                os.rename(aside, final)
+                raise
+            temporary = aside
+        shutil.rmtree(temporary)
+    else:
         os.rename(temporary, final)
-    except OSError:
-        if replaced.exists():
-            os.rename(replaced, final)
-        raise
-    shutil.rmtree(replaced, ignore_errors=True)
+    (final / UNFINISHED).unlink()
     descriptor = os.open(final.parent, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _exchange(one: epath.Path, other: epath.Path) -> bool:
+    """Swaps two names in one step; False where system (Linux 3.15, glibc 2.28) or disk (some networks') cannot."""
+    call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if call is None:
+        return False
+    here, exchange = -100, 2        # AT_FDCWD, RENAME_EXCHANGE
+    if call(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+        return False
+    raise OSError(number, os.strerror(number), os.fspath(other))

@@ -47,6 +47,10 @@ def open_hf(folder: str | os.PathLike) -> HuggingFace:
     folder = Path(folder).absolute()
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such folder")
+    if not (folder / "config.json").exists() and (folder / "adapter_config.json").exists():
+        base = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
+        raise CheckpointError(f"{folder}: is a LoRA adapter of {base!r}, not a checkpoint; merge it while converting "
+                              "its base: convert.py to-flax BASE OUT --adapter THIS_FOLDER")
     fields = read_json(folder / "config.json")
     config = Config.from_hf(fields, str(folder / "config.json"))
     headers = {name: read_header(folder / name) for name in _shards(folder)}

@@ -8,6 +8,7 @@ end. What is written here is an ordinary Orbax checkpoint: `ocp.PyTreeCheckpoint
 any sharding.
 """
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -128,14 +129,28 @@ def stored(folder: epath.Path) -> dict[str, jax.ShapeDtypeStruct]:
     """Shape and dtype of every array of an Orbax checkpoint, by path. Raises CheckpointError if it is incomplete."""
     if not (folder / "_METADATA").exists():
         raise CheckpointError(f"{folder}: no _METADATA; expected a complete Orbax checkpoint (half-written?)")
-    tree = ocp.PyTreeCheckpointer().metadata(folder).item_metadata.tree
-    return {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in flat(tree).items()}
+    with _damage_is_one_line(folder):
+        tree = ocp.PyTreeCheckpointer().metadata(folder).item_metadata.tree
+        return {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in flat(tree).items()}
+
+
+@contextlib.contextmanager
+def _damage_is_one_line(folder: epath.Path) -> Iterator[None]:
+    """Orbax and TensorStore raise whatever a missing or damaged file leads them to (KeyError, ValueError, ...)."""
+    try:
+        yield
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:
+        said = " ".join(str(error).split())
+        raise CheckpointError(f"{folder}: damaged Orbax checkpoint ({type(error).__name__}: {said[:200]})") from error
 
 
 def open_arrays(folder: epath.Path) -> dict[str, ts.TensorStore]:
     """Every array of an Orbax checkpoint, opened and not read, by path: whoever saved it, in whichever layout."""
     lazily = nested({path: ocp.RestoreArgs(restore_type=Pieces) for path in stored(folder)})
-    return flat(_checkpointer().restore(folder, args=ocp.args.PyTreeRestore(restore_args=lazily)))
+    with _damage_is_one_line(folder):
+        return flat(_checkpointer().restore(folder, args=ocp.args.PyTreeRestore(restore_args=lazily)))
 
 
 def read(arrays: dict[str, ts.TensorStore], path: str, index: Index) -> np.ndarray:

@@ -3,17 +3,19 @@
 import dataclasses
 import math
 import os
+from pathlib import Path
 from typing import Any
 
 import tensorstore as ts
 from etils import epath
 
-from lvr_jax.checkpoints.errors import CheckpointError
+from lvr_jax.checkpoints.errors import CheckpointError, some
 from lvr_jax.checkpoints.folder import FILES, HEADERS, PARAMS, is_ours, read_json, resolve
-from lvr_jax.checkpoints.hugging_face import fitted, refuse_differences
+from lvr_jax.checkpoints.hugging_face import EMBED, HEAD, fitted, refuse_differences
 from lvr_jax.checkpoints.orbax_io import open_arrays, stored
+from lvr_jax.checkpoints.safetensors_io import parse_header
 from lvr_jax.models.qwen2_5_vl.config import Config
-from lvr_jax.models.qwen2_5_vl.params import Slot, shapes, slots
+from lvr_jax.models.qwen2_5_vl.params import Slot, canonical, shapes, slots
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,4 +63,24 @@ def open_ours(folder: str | os.PathLike) -> Ours:
     headers = folder / HEADERS
     names = sorted(headers.iterdir()) if headers.exists() else []
     kept = {path.name.removesuffix(".header"): path.read_bytes() for path in names}
-    return Ours(folder, fields, config, open_arrays(folder / PARAMS), kept)
+    arrays = open_arrays(folder / PARAMS)
+    if kept:
+        _refuse_other_headers(headers, kept, slots(config), arrays)
+    return Ours(folder, fields, config, arrays, kept)
+
+
+def _refuse_other_headers(
+    where: epath.Path, headers: dict[str, bytes], table: dict[str, Slot], arrays: dict[str, ts.TensorStore]
+) -> None:
+    """The kept headers must describe exactly the stored arrays, or writing the shards again would lose some of them."""
+    held: dict[str, tuple] = {}
+    for name, header in headers.items():
+        for tensor in parse_header(header, Path(where) / f"{name}.header"):
+            held[canonical(tensor.name)] = (tensor.shape, tensor.dtype)
+    # A tied checkpoint may hold its embedding once more, as a head.
+    expected = {name: (slot.hf_shape, arrays[slot.path].dtype.numpy_dtype) for name, slot in table.items()}
+    redundant = {HEAD: expected[EMBED]} if HEAD in held and HEAD not in expected else {}
+    wrong = sorted(name for name in {**expected, **held} if held.get(name) != {**expected, **redundant}.get(name))
+    if wrong:
+        raise CheckpointError(f"{where}: the headers of the original shards are not those of the stored arrays "
+                              f"({some(wrong)}); remove this folder to have new shards written")

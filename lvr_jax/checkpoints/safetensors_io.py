@@ -17,8 +17,11 @@ import ml_dtypes
 import numpy as np
 
 from lvr_jax.checkpoints.errors import CheckpointError
+from lvr_jax.files.json_io import parse_object
 
 DTYPES = {"BF16": np.dtype(ml_dtypes.bfloat16), "F16": np.dtype(np.float16), "F32": np.dtype(np.float32)}
+# How the small text begins that Git LFS leaves in a large file's place until the file is fetched.
+LFS_POINTER = b"version https://git-lfs"
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -52,6 +55,8 @@ def read_header(path: Path) -> bytes:
     total = path.stat().st_size
     with open(path, "rb") as file:
         start = file.read(8)
+        if start == LFS_POINTER[:8]:
+            raise CheckpointError(f"{path}: is a Git LFS pointer, not the weights; fetch them (git lfs pull)")
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else total
         if length > total - 8:
             raise CheckpointError(f"{path}: {total} bytes, its header alone promises {length + 8}; truncated?")
@@ -61,7 +66,7 @@ def read_header(path: Path) -> bytes:
 def parse_header(header: bytes, path: Path, total: int | None = None) -> list[Tensor]:
     """Tensors in the order of the file; with `total`, the file's size is checked against what the header promises."""
     try:
-        entries = json.loads(header)
+        entries = parse_object(header, path)
         entries.pop("__metadata__", None)
         described = [(*e["data_offsets"], name, e["dtype"], tuple(e["shape"])) for name, e in entries.items()]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -69,7 +74,8 @@ def parse_header(header: bytes, path: Path, total: int | None = None) -> list[Te
     tensors, end, data = [], 0, 8 + len(header)
     for start, stop, name, dtype, shape in sorted(described):
         if dtype not in DTYPES:
-            raise CheckpointError(f"{path}: tensor {name} is {dtype}, expected one of {', '.join(DTYPES)}")
+            raise CheckpointError(f"{path}: tensor {name} is {dtype}, expected one of {', '.join(DTYPES)} (a quantised "
+                                  "checkpoint? take the release that it was made from)")
         tensor = Tensor(path, name, DTYPES[dtype], shape, data + start)
         if start != end or stop - start != tensor.nbytes:
             raise CheckpointError(

@@ -7,15 +7,13 @@ Sources: cosine-misleads `src/dataset/data_utils.py`, `lvr_sft_dataset_packed.py
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Sequence
 
-import jinja2
-import jinja2.sandbox
 import numpy as np
 
 from lvr_jax.data import images as image_rules
+from lvr_jax.data.chat_template import TemplateError, render
 from lvr_jax.data.sample import (
     ROLE_ANSWER,
     ROLE_IMAGE,
@@ -83,18 +81,6 @@ def _content(sample: Sample) -> list[dict]:
     return parts
 
 
-@functools.lru_cache(maxsize=16)
-def _compiled(chat_template: str) -> jinja2.Template:
-    def raise_exception(message):
-        raise jinja2.TemplateError(message)
-
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.globals["raise_exception"] = raise_exception
-    return environment.from_string(chat_template)
-
-
 def render_prompt(tokenizer: ChatTokenizer, content: Sequence[dict], system: str = DEFAULT_SYSTEM) -> str:
     """System turn, user turn and the assistant's header, one `<|image_pad|>` an image.
 
@@ -107,9 +93,9 @@ def render_prompt(tokenizer: ChatTokenizer, content: Sequence[dict], system: str
         messages = [{"role": "system", "content": system}] if system else []
         messages.append({"role": "user", "content": list(content)})
         try:
-            text = _compiled(tokenizer.chat_template).render(messages=messages, add_generation_prompt=True)
-        except (jinja2.TemplateError, TypeError) as error:
-            raise SampleError(f"chat template of {tokenizer.source}: {error}") from error
+            text = render(tokenizer.chat_template, messages, tokenizer.source)
+        except TemplateError as error:
+            raise SampleError(str(error)) from error
     else:
         image = VISION_START + IMAGE_PAD + VISION_END
         user = "".join(image if part["type"] == "image" else part["text"] for part in content)

@@ -7,7 +7,6 @@ Sources: qwen-vl-utils 0.0.14 (`fetch_image`) and transformers' `Qwen2VLImagePro
 
 from __future__ import annotations
 
-import io
 import math
 import os
 
@@ -15,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from lvr_jax.data.sample import DataError, ImageSource
+from lvr_jax.files.image_io import open_image
 
 PATCH = 14
 MERGE = 2
@@ -46,8 +46,15 @@ def _name(source: ImageSource | Image.Image) -> str:
     return f"array {source.shape}" if isinstance(source, np.ndarray) else os.fspath(source)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """RGB as `fetch_image` makes it: RGBA on white, every other mode by Pillow's conversion, EXIF rotation ignored."""
+def _to_rgb(image: Image.Image, rule: str) -> Image.Image:
+    """RGB by one of two rules, EXIF rotation ignored.
+
+    "fetch", as `fetch_image` makes it: RGBA on white, every other mode by Pillow's conversion. "processor", as the
+    Hugging Face processor (transformers 5): whatever is transparent, by a channel, a palette or a key colour, on white.
+    """
+    if rule == "processor" and ("A" in image.getbands() or image.info.get("transparency") is not None):
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
     if image.mode == "RGBA":
         white = Image.new("RGB", image.size, (255, 255, 255))
         white.paste(image, mask=image.getchannel("A"))
@@ -68,24 +75,20 @@ def load_image(source: ImageSource) -> np.ndarray:
     Raises ImageError naming the file if it is missing, unreadable, truncated, above Pillow's limit for decompression
     bombs (179 megapixels unless `PIL.Image.MAX_IMAGE_PIXELS` says otherwise) or has more than 8 bits a channel.
     """
-    return np.asarray(_decoded(source))
+    return np.asarray(_decoded(source, "fetch"))
 
 
-def _decoded(source: ImageSource | Image.Image) -> np.ndarray | Image.Image:
-    """The checked array, or RGB as Pillow holds it."""
+def _decoded(source: ImageSource | Image.Image, rule: str) -> np.ndarray | Image.Image:
+    """The checked array, or RGB by this rule as Pillow holds it."""
     if isinstance(source, np.ndarray):
         if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3 or not source.size:
             raise ImageError(f"image array {source.dtype} {source.shape}: expected uint8 [H, W, 3], not empty")
         return source
-    # epath pulls in its backends on import, and arrays do not need it
-    from etils import epath
-
     try:
         if isinstance(source, Image.Image):
-            return _to_rgb(source)
-        encoded = source if isinstance(source, bytes) else epath.Path(source).read_bytes()
-        with Image.open(io.BytesIO(encoded)) as image:
-            return _to_rgb(image)
+            return _to_rgb(source, rule)
+        with open_image(source) as image:
+            return _to_rgb(image, rule)
     except ImageError as error:
         raise ImageError(f"image {_name(source)}: {error}") from error
     # Whatever a decoder stumbles over (OSError, SyntaxError, struct.error, ...) is a fault of this file.
@@ -157,7 +160,7 @@ def prepare_image(
     """
     if protocol not in PROTOCOLS:
         raise ImageError(f"image protocol {protocol!r}: expected one of {', '.join(PROTOCOLS)}")
-    image = _decoded(source)
+    image = _decoded(source, PROTOCOLS[protocol][0][0])
     try:
         for rule, limits in PROTOCOLS[protocol]:
             image = resize(image, *(limits or (min_pixels, max_pixels)), rule=rule)

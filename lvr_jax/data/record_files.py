@@ -15,6 +15,7 @@ import numpy as np
 from etils import epath
 
 from lvr_jax.data.sample import DataError, SampleError
+from lvr_jax.files.json_io import JsonError, parse
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 _SHOWN = 120            # characters of a bad value that an error line shows
@@ -69,9 +70,9 @@ class RecordFile:
         start, end = self._spans[index].tolist()
         raw = self._open()[start:end]
         try:
-            record = json.loads(raw)
-        except ValueError as error:                             # both bad JSON and bad UTF-8
-            raise RecordError(self.path, index, "line", raw, f"not JSON ({error}), expected one JSON object") from error
+            record = parse(raw, "line")
+        except JsonError as error:
+            raise RecordError(self.path, index, "line", raw, f"{error}, expected one JSON object") from error
         if not isinstance(record, dict):
             raise RecordError(self.path, index, "record", record, "expected a JSON object")
         return record
@@ -119,7 +120,7 @@ def _list_spans(text: str, path: str) -> np.ndarray:
     while True:
         try:
             _, end = decoder.raw_decode(text, position)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{path}: record {len(spans)}, from byte {position}: {getattr(error, 'msg', error)}; "
                             "the list is cut off or damaged there") from error
         spans.append((position, end))

@@ -9,11 +9,11 @@ import re
 from collections.abc import Sequence
 
 from etils import epath
-from PIL import Image, UnidentifiedImageError
 
 from lvr_jax.data import boxes
 from lvr_jax.data.record_files import RecordError, is_remote
 from lvr_jax.data.sample import Box, Sample
+from lvr_jax.files.image_io import is_scaled_copy, open_image
 
 IMAGE = "<image>"
 BOX_POLICIES = ("refuse", "clip", "keep")
@@ -91,18 +91,27 @@ class Row:
         return tuple(self.image(field, name) for name in names)
 
     def size(self, field: str, path: str) -> tuple[int, int]:
-        """Width and height: the record's own, or else from the header of the image."""
+        """Width and height that boxes are in: the record's own, which must fit the image, or else the image's."""
         width, height = self.record.get("width"), self.record.get("height")
         if width is None and height is None:
-            try:
-                with epath.Path(path).open("rb") as file, Image.open(file) as image:
-                    return image.size
-            except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-                raise self.error(field, path, f"the image's size is needed and cannot be read ({error})") from error
+            return self._actual_size(field, path)
         for side, value in (("width", width), ("height", height)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise self.error(side, value, "expected a whole number of pixels, at least 1")
+        if self.settings.check_images:
+            actual = self._actual_size(field, path)
+            if not is_scaled_copy(actual, (width, height)):
+                raise self.error("width and height", [width, height], f"not those of {path}, which is {actual[0]} x"
+                                 f" {actual[1]} pixels, nor of a copy in another scale")  # fmt: skip
         return width, height
+
+    def _actual_size(self, field: str, path: str) -> tuple[int, int]:
+        try:
+            with open_image(path) as image:
+                return image.size
+        except Exception as error:          # a decoder raises anything for a damaged file
+            said = " ".join(str(error).split())
+            raise self.error(field, path, f"the image's size is needed and cannot be read ({said})") from error
 
     def box(self, field: str, value: object, box_format: str, size: tuple[int, int] | None = None) -> Box:
         """A box of a named convention as plain normalised xyxy."""

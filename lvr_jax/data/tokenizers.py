@@ -7,7 +7,6 @@ from a table, and never by a token's "special" flag (some releases rewrite it).
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Iterable, Mapping
 
@@ -15,6 +14,7 @@ import numpy as np
 import tokenizers
 
 from lvr_jax.data.sample import DataError
+from lvr_jax.files.json_io import JsonError, kind, read_object
 
 IM_START, IM_END = "<|im_start|>", "<|im_end|>"
 VISION_START, VISION_END = "<|vision_start|>", "<|vision_end|>"
@@ -77,23 +77,39 @@ class ChatTokenizer:
 
 def _read_json(path) -> dict:
     try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise TokenizerError(f"{os.fspath(path)}: not valid JSON ({error})") from error
+        return read_object(path)
+    except JsonError as error:
+        raise TokenizerError(str(error)) from error
 
 
 def _chat_template(folder) -> str | None:
     """The template of a checkpoint folder: the newer file names first, as transformers looks them up."""
-    if (folder / "chat_template.jinja").exists():
-        return (folder / "chat_template.jinja").read_text()
+    plain = folder / "chat_template.jinja"
+    if plain.exists():
+        try:
+            return plain.read_bytes().decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise TokenizerError(f"{os.fspath(plain)}: not UTF-8 text (byte {error.start})") from error
     for name in ("chat_template.json", "tokenizer_config.json"):
         if (folder / name).exists():
-            template = _read_json(folder / name).get("chat_template")
-            if isinstance(template, list):      # several named templates
-                template = {entry["name"]: entry["template"] for entry in template}.get("default")
+            template = _default_template(_read_json(folder / name).get("chat_template"), os.fspath(folder / name))
             if template:
                 return template
     return None
+
+
+def _default_template(value, where: str) -> str | None:
+    """The template among the forms that transformers writes: text, or a list of named templates."""
+    if isinstance(value, list):
+        named = [entry for entry in value if isinstance(entry, dict) and isinstance(entry.get("name"), str)
+                 and isinstance(entry.get("template"), str)]
+        if len(named) < len(value):
+            raise TokenizerError(f"{where}: chat_template is a list that holds something else than objects with the "
+                                 "texts name and template")
+        return {entry["name"]: entry["template"] for entry in named}.get("default")
+    if value is not None and not isinstance(value, str):
+        raise TokenizerError(f"{where}: chat_template is {kind(value)}, expected text or a list of named templates")
+    return value
 
 
 def load_tokenizer(folder: str | os.PathLike) -> ChatTokenizer:
@@ -111,7 +127,10 @@ def load_tokenizer(folder: str | os.PathLike) -> ChatTokenizer:
         file, folder_path = path / "tokenizer.json", path
     try:
         if file.exists():
-            backend = tokenizers.Tokenizer.from_str(file.read_text())
+            text = file.read_text()
+            if text.startswith("version https://git-lfs"):
+                raise TokenizerError(f"{os.fspath(file)}: is a Git LFS pointer, not the file; fetch it (git lfs pull)")
+            backend = tokenizers.Tokenizer.from_str(text)
         elif (folder_path / "vocab.json").exists() and (folder_path / "merges.txt").exists():
             from transformers import AutoTokenizer
 

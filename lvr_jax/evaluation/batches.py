@@ -8,18 +8,16 @@ The batches are a function of the items, the rows and the number of rungs alone:
 from __future__ import annotations
 
 import dataclasses
-import io
-import os
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image
 
 from lvr_jax.data import images
 from lvr_jax.data.chat import encode_prompt
 from lvr_jax.data.packing import Budget, Geometry
 from lvr_jax.data.sample import ImageSource, Sample
 from lvr_jax.data.tokenizers import ChatTokenizer
+from lvr_jax.files.image_io import open_image
 from lvr_jax.models.qwen2_5_vl.layout import window_count
 
 _BLANK = np.zeros((images.FACTOR, images.FACTOR, 3), np.uint8)          # an image of one merged token
@@ -62,13 +60,11 @@ def _image_size(source: ImageSource) -> tuple[int, int]:
     """(height, width); whatever the header does not tell is left to `load_image`, which names the file."""
     if isinstance(source, np.ndarray):
         return source.shape[:2]
-    if isinstance(source, bytes) or "://" not in os.fspath(source):
-        try:
-            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-                return image.height, image.width
-        except Exception:           # a decoder raises anything; the line below says it in one line
-            return images.load_image(source).shape[:2]
-    return images.load_image(source).shape[:2]
+    try:
+        with open_image(source) as image:
+            return image.height, image.width
+    except Exception:           # a decoder raises anything; the line below says it in one line
+        return images.load_image(source).shape[:2]
 
 
 def batches(sizes: Sequence[Budget], rows: int, programs: int = 4, slack: float = 1.1) -> list[ItemBatch]:

@@ -89,6 +89,14 @@ def field(record: Mapping, name: str, kind: type | tuple[type, ...], where: str)
     return record[name]
 
 
+def texts(record: Mapping, name: str, where: str) -> tuple[str, ...]:
+    """`record[name]`, which must be a list of texts."""
+    found = field(record, name, list, where)
+    if not all(isinstance(each, str) for each in found):
+        raise BenchmarkError(f"{where}: {name} is {found!r}, expected a list of texts")
+    return tuple(found)
+
+
 def check_unique(ids: Iterable[str], where: str) -> None:
     seen: set[str] = set()
     for each in ids:

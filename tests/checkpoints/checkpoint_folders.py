@@ -48,6 +48,11 @@ def random_bits(shape, dtype, seed: int) -> np.ndarray:
     return np.frombuffer(rng.bytes(int(np.prod(shape)) * dtype.itemsize), dtype).reshape(shape)
 
 
+def small(shape, dtype, seed: int) -> np.ndarray:
+    """Normal numbers of the size of weights."""
+    return (0.1 * np.random.default_rng(seed).standard_normal(shape)).astype(dtype)
+
+
 def newer(name: str) -> str:
     """The name that transformers writes from 4.52 on."""
     name = re.sub(r"^model\.", "model.language_model.", name)
@@ -84,6 +89,12 @@ def write_folder(
 
 def files_of(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def arrays_of(folder: Path) -> dict[str, bytes]:
+    """Every file of the stored arrays; Orbax's own notes beside them carry times and names of folders."""
+    notes = ("_", "commit_success")
+    return {name: x for name, x in files_of(folder / "params").items() if not name.startswith(notes)}
 
 
 def bits(x) -> np.ndarray:

@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 import pytest
-from checkpoint_folders import assert_nothing_left, files_of, tiny
+from checkpoint_folders import arrays_of, assert_nothing_left, files_of, tiny
 
 from lvr_jax import checkpoints
 from lvr_jax.checkpoints import CheckpointError, conversion, folder
@@ -72,6 +72,48 @@ def test_what_a_killed_run_left_is_removed_by_the_next(tmp_path, hf):
         checkpoints.load(tmp_path / "flax.incomplete")
     checkpoints.to_flax(hf, tmp_path / "flax", verify=True)
     assert_nothing_left(tmp_path, "hf", "flax")
+
+
+@pytest.mark.parametrize("name", ["flax.incomplete", "flax.replaced"])
+def test_a_folder_of_the_users_under_a_temporary_name_is_left_alone(tmp_path, hf, name):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "thesis.tex").write_text("mine")
+    with pytest.raises(CheckpointError, match=f"{name} exists and was not made by this program"):
+        checkpoints.to_flax(hf, tmp_path / "flax")
+    assert (tmp_path / name / "thesis.tex").read_text() == "mine"
+    assert_nothing_left(tmp_path, "hf", name)
+
+
+@pytest.mark.parametrize("exchanges", [True, False])
+def test_an_overwritten_checkpoint_is_replaced_whole(tmp_path, hf, flax, monkeypatch, exchanges):
+    if not exchanges:
+        monkeypatch.setattr(folder, "_exchange", lambda one, other: False)
+    before = arrays_of(flax), files_of(flax / "hf")
+    (flax / "hf" / "README.md").write_text("an older one")
+    checkpoints.to_flax(hf, flax, overwrite=True)
+    assert (arrays_of(flax), files_of(flax / "hf")) == before
+    assert_nothing_left(tmp_path, "hf", "flax")
+
+
+def test_the_name_has_a_whole_checkpoint_at_every_moment_of_an_overwrite(tmp_path, hf, flax):
+    code = (
+        "import os, shutil, signal, sys; from lvr_jax import checkpoints\n"
+        "shutil.rmtree = os.rename = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "checkpoints.to_flax(*sys.argv[1:], overwrite=True)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(hf), str(flax)], capture_output=True)
+    assert done.returncode == -9
+    checkpoints.load(flax)
+    checkpoints.to_flax(hf, flax, overwrite=True)
+    assert_nothing_left(tmp_path, "hf", "flax")
+
+
+@pytest.mark.parametrize("where", ["hf", "hf/inside", "."])
+def test_a_checkpoint_is_not_written_over_or_into_its_source(tmp_path, hf, where):
+    before = files_of(hf)
+    with pytest.raises(CheckpointError, match="is the source itself, or one lies in the other"):
+        checkpoints.to_flax(hf, tmp_path / where, overwrite=True)
+    assert files_of(hf) == before
 
 
 def test_two_runs_cannot_write_the_same_checkpoint(tmp_path, hf):

@@ -267,7 +267,7 @@ def test_a_damaged_line_harms_only_itself(tmp_path):
     path.write_bytes(b'{"n": 0}\n{"n": \n[1]\n{"n": "\xff"}\n{"n": 4}\n')
     file = RecordFile(path)
     assert len(file) == 5 and file.read(0) == {"n": 0} and file.read(4) == {"n": 4}
-    for index, says in ((1, "not JSON"), (2, "expected a JSON object"), (3, "not JSON")):
+    for index, says in ((1, "not JSON"), (2, "expected a JSON object"), (3, "not UTF-8")):
         with pytest.raises(RecordError, match=rf"rows.jsonl: record {index}: .*{says}"):
             file.read(index)
 

@@ -150,11 +150,22 @@ def test_missing_parts_are_named(tmp_path):
 def test_a_missing_column_and_a_short_row_are_named(tmp_path):
     mmvp(tmp_path)
     write_questions(tmp_path / "Questions.csv", [question(1), question(2)], ["Index", "Question", "Options"])
-    with pytest.raises(BenchmarkError, match="no field 'Correct Answer', found Index, Question, Options"):
+    with pytest.raises(BenchmarkError, match="Questions.csv: no column Correct Answer, found Index, Question, Options"):
         load("mmvp", tmp_path, any_count=True)
+    for cells in (b"1,Is it?,(a) x (b) y,\xff", b'1,"' + b"x" * 200_000 + b'",(a) x (b) y,(a)'):
+        (tmp_path / "Questions.csv").write_bytes(b"Index,Question,Options,Correct Answer\n" + cells + b"\n")
+        with pytest.raises(BenchmarkError, match="Questions.csv.*(not UTF-8|not CSV)"):
+            load("mmvp", tmp_path, any_count=True)
     (tmp_path / "Questions.csv").write_text("Index,Question,Options,Correct Answer\n1,Is it?\n")
     with pytest.raises(BenchmarkError, match="Questions.csv:2: row has fewer cells than the header"):
         load("mmvp", tmp_path, any_count=True)
+
+
+def test_the_published_header_with_a_small_l_is_index(tmp_path):
+    mmvp(tmp_path)
+    file = tmp_path / "Questions.csv"
+    file.write_text(file.read_text().replace("Index", "lndex", 1))
+    assert shown(load("mmvp", tmp_path, any_count=True)) == list(range(1, 13))
 
 
 def test_images_folder_may_have_an_underscore(tmp_path):

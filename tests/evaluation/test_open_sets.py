@@ -107,7 +107,7 @@ def without(name):
     (GOOD | {"boxes": [[10, 20, 40, 50]]}, "looks like pixels"),
     (GOOD | {"boxes": [[0.4, 0.2, 0.1, 0.5]]}, "no area"),
     (GOOD | {"question": " "}, "question is empty"),
-    ([1], "mine.jsonl:1: is list, expected a JSON object"),
+    ([1], "mine.jsonl:1: expected a JSON object, found a list"),
 ])
 def test_a_broken_line_of_a_users_jsonl_is_refused_by_number(tmp_path, record, message):
     with pytest.raises(BenchmarkError, match=message):

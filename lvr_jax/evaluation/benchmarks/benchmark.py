@@ -11,12 +11,12 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from PIL import Image
-
 from lvr_jax.data.boxes import BoxError, normalise
 from lvr_jax.data.sample import Box, ImageSource, Sample
 from lvr_jax.evaluation import prompts as templates
 from lvr_jax.evaluation.rows import BenchmarkError, Row, check_unique
+from lvr_jax.files.image_io import open_image
+from lvr_jax.files.names import inside
 
 # What a row shows: its images, and its boxes as normalised xyxy. Called with the row's place in the loaded benchmark.
 Pictures = Callable[[int], tuple[tuple[ImageSource, ...], tuple[Box, ...]]]
@@ -48,7 +48,7 @@ class PixelBoxedFiles:
         if not boxes:
             return (path,), ()
         try:
-            with Image.open(path) as image:
+            with open_image(path) as image:
                 width, height = image.size
         except OSError as error:                        # Pillow's own errors are OSErrors
             raise BenchmarkError(f"{path}: not a readable image ({error})") from None
@@ -104,6 +104,14 @@ def existing_file(path: Path, name: str) -> Path:
     if not path.is_file():
         raise BenchmarkError(f"{name}: index file {path} is missing")
     return path
+
+
+def image_path(folder: str | os.PathLike, name: object, where: str) -> str:
+    """The image that a record names, which must lie in its benchmark's folder."""
+    try:
+        return str(inside(folder, name))
+    except ValueError as error:
+        raise BenchmarkError(f"{where}: image {error}") from None
 
 
 def check_images(paths: Sequence[Sequence[str]], name: str) -> None:

@@ -12,9 +12,9 @@ import collections
 from collections.abc import Sequence
 from pathlib import Path
 
-from lvr_jax.evaluation.benchmarks.benchmark import Files, Pictures, check_images, existing_folder
+from lvr_jax.evaluation.benchmarks.benchmark import Files, Pictures, check_images, existing_folder, image_path
 from lvr_jax.evaluation.benchmarks.tables import parquet_images, read_jsonl, read_parquet
-from lvr_jax.evaluation.rows import BenchmarkError, Row, check_counts, field, gold_letter
+from lvr_jax.evaluation.rows import BenchmarkError, Row, check_counts, field, gold_letter, texts
 
 # Validation questions per subtask.
 PUBLISHED = {
@@ -38,7 +38,12 @@ def read(folder: str, name: str, any_count: bool, *, tasks: Sequence[str] = LVR_
     missing = [task for task in tasks if not (root / task).is_dir()]
     if missing:
         raise BenchmarkError(f"{name}: {root} has no folder for {', '.join(missing)}")
-    shards = [shard for task in tasks for shard in sorted((root / task).glob("val-*.parquet"))]
+    by_task = {task: sorted((root / task).glob("val-*.parquet")) for task in tasks}
+    shards = [shard for each in by_task.values() for shard in each]
+    bare = [task for task, each in by_task.items() if not each]
+    if shards and bare:
+        raise BenchmarkError(f"{name}: {root / bare[0]} has no val-*.parquet as the other subtasks have, expected all "
+                             "of them as parquet or all extracted")
     if shards:
         records, pictures = read_parquet(shards, COLUMNS, IMAGES), parquet_images(shards, IMAGES)
     else:
@@ -60,7 +65,7 @@ def _extracted(root: Path, tasks: Sequence[str], name: str) -> tuple[list[tuple[
             if not images:
                 raise BenchmarkError(f"{where}: no image_1, expected a path relative to {index.parent}")
             records.append((where, record))
-            paths.append(tuple(str(index.parent / image) for image in images))
+            paths.append(tuple(image_path(index.parent, image, where) for image in images))
     check_images(paths, name)
     return records, Files(tuple(paths))
 
@@ -69,7 +74,7 @@ def _row(record: dict, where: str, tasks: Sequence[str]) -> Row:
     task = field(record, "sub_task", str, where)
     if task not in tasks:
         raise BenchmarkError(f"{where}: sub_task is {task!r}, expected one of {', '.join(tasks)}")
-    options = tuple(field(record, "choices", list, where))
+    options = texts(record, "choices", where)
     letter = gold_letter(field(record, "answer", str, where), len(options), where)
     return Row(id=field(record, "idx", str, where), question=field(record, "question", str, where), letter=letter,
                answer=options[ord(letter) - ord("A")], options=options, category=task,

@@ -11,7 +11,7 @@ import string
 
 from lvr_jax.evaluation.benchmarks.benchmark import existing_folder
 from lvr_jax.evaluation.benchmarks.tables import ParquetImages, parquet_images, read_parquet
-from lvr_jax.evaluation.rows import BenchmarkError, Row, check_counts, field, gold_letter
+from lvr_jax.evaluation.rows import BenchmarkError, Row, check_counts, field, gold_letter, texts
 
 COUNT = 1919
 TASKS = ("Perception", "Reasoning")
@@ -33,7 +33,7 @@ def _row(record: dict, where: str) -> Row:
     category = field(record, "category", str, where)
     if category.split("/")[0] not in TASKS:
         raise BenchmarkError(f"{where}: category is {category!r}, expected Perception/... or Reasoning/...")
-    written = tuple(field(record, "multi-choice options", list, where))
+    written = texts(record, "multi-choice options", where)
     for letter, option in zip(string.ascii_uppercase, written):
         if not isinstance(option, str) or not option.startswith(f"({letter})"):
             raise BenchmarkError(f"{where}: option {option!r}, expected it to begin with ({letter})")

@@ -19,6 +19,7 @@ from lvr_jax.evaluation.rows import BenchmarkError, Row, check_counts, field, go
 
 COUNT = 300
 COLUMNS = ("Index", "Question", "Options", "Correct Answer")
+ALIASES = {"lndex": "Index"}          # the header of the copy that the authors published begins with a small L
 IMAGE_FOLDERS = ("MMVP Images", "MMVP_Images")
 # Gold letters of the disputed rows under each key (tsb0601/MMVP issues 14 and 30). Both keys are written over what
 # the file says, because copies of either state are in circulation.
@@ -45,7 +46,7 @@ def read(folder: str, name: str, any_count: bool, *, order: str = "index",
     if shards:
         records = read_parquet(shards, COLUMNS, ("image",))
     else:
-        records = list(read_csv(existing_file(root / "Questions.csv", name)))
+        records = list(read_csv(existing_file(root / "Questions.csv", name), COLUMNS, ALIASES))
 
     rows: dict[int, Row] = {}
     places: dict[int, int] = {}

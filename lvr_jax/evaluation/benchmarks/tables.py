@@ -3,45 +3,54 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import csv
 import dataclasses
 import importlib
-import json
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from lvr_jax.data.sample import Box, ImageSource
 from lvr_jax.evaluation.rows import BenchmarkError
+from lvr_jax.files.json_io import JsonError, parse_object
 
 
 def read_jsonl(path: Path) -> Iterator[tuple[str, dict]]:
     """Yields ("file:line", record) for every line that is not blank."""
-    with open(path, encoding="utf-8") as lines:
+    with open(path, "rb") as lines:
         for number, line in enumerate(lines, start=1):
             where = f"{path}:{number}"
             if not line.strip():
                 continue
             try:
-                record = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise BenchmarkError(f"{where}: not JSON ({error.msg} at column {error.colno})") from None
-            if not isinstance(record, dict):
-                raise BenchmarkError(f"{where}: is {type(record).__name__}, expected a JSON object")
+                record = parse_object(line, where)
+            except JsonError as error:
+                raise BenchmarkError(str(error)) from None
             yield where, record
 
 
-def read_csv(path: Path) -> Iterator[tuple[str, dict]]:
-    """Yields ("file:line", record); columns by their header, values as strings. A byte-order mark is ignored."""
+def read_csv(path: Path, columns: Sequence[str], aliases: Mapping[str, str]) -> Iterator[tuple[str, dict]]:
+    """Yields ("file:line", record); columns by their header, values as strings. A byte-order mark is ignored.
+
+    columns: that the header must have; aliases: other names that a header may give them.
+    """
     with open(path, newline="", encoding="utf-8-sig") as lines:
         reader = csv.DictReader(lines)
-        for record in reader:
-            where = f"{path}:{reader.line_num}"
-            if None in record or None in record.values():
-                raise BenchmarkError(f"{where}: row has {'more' if None in record else 'fewer'} cells than the header,"
-                                     f" expected {', '.join(reader.fieldnames or ())}")
-            yield where, record
+        try:
+            reader.fieldnames = [aliases.get(name, name) for name in reader.fieldnames or ()]
+            missing = [name for name in columns if name not in reader.fieldnames]
+            if missing:
+                raise BenchmarkError(f"{path}: no column {', '.join(missing)}, found {', '.join(reader.fieldnames)}")
+            for record in reader:
+                where = f"{path}:{reader.line_num}"
+                if None in record or None in record.values():
+                    raise BenchmarkError(f"{where}: row has {'more' if None in record else 'fewer'} cells than the"
+                                         f" header, expected {', '.join(reader.fieldnames)}")
+                yield where, record
+        except UnicodeDecodeError as error:
+            raise BenchmarkError(f"{path}: not UTF-8 text (byte {error.start})") from None
+        except csv.Error as error:
+            raise BenchmarkError(f"{path}:{reader.line_num}: not CSV ({error})") from None
 
 
 def _parquet():
@@ -152,6 +161,6 @@ def _image_bytes(cell: object, where: str) -> bytes:
     if isinstance(cell, str):
         try:
             return base64.b64decode(cell, validate=True)
-        except binascii.Error as error:
+        except ValueError as error:             # binascii.Error, and of letters that are not ASCII
             raise BenchmarkError(f"{where} is not base64 ({error})") from None
     raise BenchmarkError(f"{where} is {type(cell).__name__}, expected image bytes or base64 text")

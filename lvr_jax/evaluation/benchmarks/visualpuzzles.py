@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from lvr_jax.evaluation.benchmarks.benchmark import existing_folder
 from lvr_jax.evaluation.benchmarks.tables import ParquetImages, parquet_images, read_parquet
-from lvr_jax.evaluation.rows import BenchmarkError, Row, check_counts, field, gold_letter
+from lvr_jax.evaluation.rows import BenchmarkError, Row, check_counts, field, gold_letter, texts
 
 COUNT = 1168
 CATEGORIES = ("algorithmic", "analogical", "deductive", "inductive", "spatial")
@@ -29,7 +29,7 @@ def _row(record: dict, where: str) -> Row:
     category = field(record, "category", str, where).lower()
     if category not in CATEGORIES:
         raise BenchmarkError(f"{where}: category is {category!r}, expected one of {', '.join(CATEGORIES)}")
-    options = tuple(record["options"] or ())
+    options = texts(record, "options", where) if record["options"] is not None else ()
     if options and len(options) != 4:
         raise BenchmarkError(f"{where}: {len(options)} options, expected four or null")
     letter = gold_letter(field(record, "answer", str, where), 4, where)

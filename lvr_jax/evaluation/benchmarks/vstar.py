@@ -11,13 +11,20 @@
 from __future__ import annotations
 
 import collections
-import json
+import math
 from pathlib import Path
 
 from lvr_jax.data.sample import Box
-from lvr_jax.evaluation.benchmarks.benchmark import PixelBoxedFiles, check_images, existing_file, existing_folder
+from lvr_jax.evaluation.benchmarks.benchmark import (
+    PixelBoxedFiles,
+    check_images,
+    existing_file,
+    existing_folder,
+    image_path,
+)
 from lvr_jax.evaluation.benchmarks.tables import read_jsonl
-from lvr_jax.evaluation.rows import BenchmarkError, Row, check_counts, field, gold_letter, split_options
+from lvr_jax.evaluation.rows import BenchmarkError, Row, check_counts, field, gold_letter, split_options, texts
+from lvr_jax.files.json_io import JsonError, read_object
 
 PUBLISHED = {"direct_attributes": 115, "relative_position": 76}
 
@@ -33,15 +40,15 @@ def read(folder: str, name: str, any_count: bool, *, boxes: bool = True) -> tupl
         text = field(record, "text", str, where)
         question, options = _options(text, where)
         letter = gold_letter(field(record, "label", str, where), len(options), where)
-        path = root / field(record, "image", str, where)
+        path = image_path(root, record.get("image"), where)
         texts: dict[str, str | tuple[str, ...]] = {"text": text}
         found: tuple[Box, ...] = ()
         if boxes:
-            found, sentences = _annotation(path.with_suffix(".json"))
+            found, sentences = _annotation(Path(path).with_suffix(".json"))
             texts["likelihood_options"] = sentences
         rows.append(Row(id=str(field(record, "question_id", (str, int), where)), question=question, letter=letter,
                         answer=options[ord(letter) - ord("A")], options=options, category=category, texts=texts))
-        paths.append(str(path))
+        paths.append(path)
         pixel_boxes.append(found)
     check_images([[path] for path in paths], name)
     if not any_count:
@@ -57,15 +64,16 @@ def _options(text: str, where: str) -> tuple[str, tuple[str, ...]]:
 
 def _annotation(path: Path) -> tuple[tuple[Box, ...], tuple[str, ...]]:
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = read_object(path)
     except FileNotFoundError:
         raise BenchmarkError(f"{path} is missing, expected the image's boxes (boxes=False does without)") from None
-    except json.JSONDecodeError as error:
-        raise BenchmarkError(f"{path}: not JSON ({error.msg})") from None
+    except JsonError as error:
+        raise BenchmarkError(str(error)) from None
     boxes = field(record, "bbox", list, str(path))
     for box in boxes:
-        if not isinstance(box, list) or len(box) != 4 or not all(isinstance(v, int | float) for v in box):
+        numbers = isinstance(box, list) and all(isinstance(v, int | float) and math.isfinite(v) for v in box)
+        if not numbers or len(box) != 4:
             raise BenchmarkError(f"{path}: bbox holds {box!r}, expected x, y, w, h in pixels")
     if not boxes:
         raise BenchmarkError(f"{path}: bbox is empty, expected at least one box")
-    return tuple(tuple(map(float, box)) for box in boxes), tuple(field(record, "options", list, str(path)))
+    return tuple(tuple(map(float, box)) for box in boxes), texts(record, "options", str(path))

@@ -127,109 +127,191 @@ class Config:
         return fields if t.head_width * t.heads == t.hidden else {**fields, "head_dim": t.head_width}
 
 
+@dataclasses.dataclass(frozen=True)
+class _Number:
+    """The range of a number in config.json; whole numbers may be written as 4.0, as some programs do."""
+
+    low: float
+    high: float
+    whole: bool = True
+
+    def read(self, value: Any) -> int | float | None:
+        """The number, or None where the value is none of this kind and range."""
+        if isinstance(value, bool) or not isinstance(value, int | float) or not self.low <= value <= self.high:
+            return None
+        if self.whole and value != int(value):
+            return None
+        return int(value) if self.whole else float(value)
+
+    def __str__(self) -> str:
+        return f"a {'whole ' if self.whole else ''}number from {self.low:g} to {self.high:g}"
+
+
+# Kind and range of every number that is read: (name, or the names that releases have given it) by field of ours. The
+# upper ends are far above any network of this family; they keep a damaged file from asking for the memory of a planet.
+_WIDTH, _COUNT, _ID = _Number(1, 2**20), _Number(1, 1024), _Number(0, 2**24)
+_VISION = {
+    "depth": (("depth",), _COUNT),
+    "hidden": (("hidden_size",), _WIDTH),
+    "intermediate": (("intermediate_size",), _WIDTH),
+    "heads": (("num_heads",), _COUNT),
+    "out_hidden": (("out_hidden_size",), _WIDTH),
+    "window_pixels": (("window_size",), _Number(1, 2**14)),
+    "patch": (("patch_size", "spatial_patch_size"), _COUNT),
+    "merge": (("spatial_merge_size",), _COUNT),
+    "temporal_patch": (("temporal_patch_size",), _COUNT),
+    "channels": (("in_channels", "in_chans"), _COUNT),
+    "tokens_per_second": (("tokens_per_second",), _Number(1e-6, 1e6, whole=False)),
+}
+_TEXT = {
+    "vocab": (("vocab_size",), _Number(1, 2**24)),
+    "hidden": (("hidden_size",), _WIDTH),
+    "intermediate": (("intermediate_size",), _WIDTH),
+    "layers": (("num_hidden_layers",), _COUNT),
+    "heads": (("num_attention_heads",), _COUNT),
+    "kv_heads": (("num_key_value_heads",), _COUNT),
+    "norm_eps": (("rms_norm_eps",), _Number(0, 1, whole=False)),
+}
+_IDS = {name: ((name,), _ID) for name in ("image_token_id", "video_token_id", "vision_start_token_id")}
+_THETA = _Number(1, 1e12, whole=False)
+
+
 class _Reader:
+    """Reads the fields of one config.json, each by its kind and range."""
+
     def __init__(self, fields: Mapping[str, Any], source: str):
         self.fields, self.source = fields, source
-        self.text = fields.get("text_config", fields)
+        nested = "text_config" in fields
+        self.text = self.part("text_config") if nested else fields
+        self.prefix = "text_config." if nested else ""
 
-    def need(self, where: Mapping[str, Any], prefix: str, *names: str) -> Any:
-        for name in names:
-            value = where.get(name)
-            if isinstance(value, str) or (isinstance(value, int | float) and value <= 0):
-                raise ConfigError(f"{self.source}: {prefix}{name} is {value!r}, expected a number above zero")
-            if value is not None:
-                return value
-        raise ConfigError(f"{self.source}: field {prefix}{' or '.join(names)} is missing; a Qwen2.5-VL config needs it")
+    def wrong(self, name: str, value: Any, expected: object) -> ConfigError:
+        shown = repr(value)
+        return ConfigError(f"{self.source}: {name} is {shown[:80]}{'...' * (len(shown) > 80)}, expected {expected}")
+
+    def missing(self, name: str) -> ConfigError:
+        return ConfigError(f"{self.source}: field {name} is missing; a Qwen2.5-VL config needs it")
+
+    def part(self, name: str) -> Mapping[str, Any]:
+        value = self.fields.get(name)
+        if name not in self.fields:
+            raise self.missing(name)
+        if not isinstance(value, Mapping):
+            raise self.wrong(name, value, "an object")
+        return value
+
+    def numbers(self, where: Mapping[str, Any], prefix: str, table: Mapping[str, tuple]) -> dict[str, int | float]:
+        found = {}
+        for ours, (names, kind) in table.items():
+            name = next((name for name in names if where.get(name) is not None), None)
+            if name is None:
+                raise self.missing(prefix + " or ".join(names))
+            found[ours] = self.number(prefix + name, where[name], kind)
+        return found
+
+    def number(self, name: str, value: Any, kind: _Number) -> int | float:
+        number = kind.read(value)
+        if number is None:
+            raise self.wrong(name, value, kind)
+        return number
+
+    def whole_numbers(self, name: str, value: Any, kind: _Number) -> tuple[int, ...]:
+        if value is None:
+            raise self.missing(name)
+        if not isinstance(value, list | tuple) or any(kind.read(x) is None for x in value):
+            raise self.wrong(name, value, f"a list of whole numbers from {kind.low:g} to {kind.high:g}")
+        return tuple(kind.read(x) for x in value)
 
     def expect(self, where: Mapping[str, Any], prefix: str, name: str, *allowed: Any) -> None:
-        if name in where and where[name] not in allowed:
-            raise ConfigError(f"{self.source}: {prefix}{name} is {where[name]!r}, expected one of {list(allowed)}")
+        # `in` alone would take 1 for true
+        if name in where and not any(where[name] is x or (where[name] == x and type(where[name]) is type(x))
+                                     for x in allowed):  # fmt: skip
+            raise self.wrong(prefix + name, where[name], f"one of {list(allowed)}")
+
+    def flag(self, where: Mapping[str, Any], prefix: str, name: str) -> bool:
+        value = where.get(name)
+        if value is not None and not isinstance(value, bool):
+            raise self.wrong(prefix + name, value, "true or false")
+        return bool(value)
 
     def config(self) -> Config:
         self.expect(self.fields, "", "model_type", "qwen2_5_vl")
-        head = self.fields.get("lvr_head_type", "simple") if self.fields.get("lvr_head") else "none"
+        self.refuse_quantised()
+        head = self.fields.get("lvr_head_type", "simple") if self.flag(self.fields, "", "lvr_head") else "none"
         if head not in ("none", "simple", "glu"):
-            raise ConfigError(f"{self.source}: lvr_head_type is {head!r}, expected one of ['simple', 'glu']")
+            raise self.wrong("lvr_head_type", head, "one of ['simple', 'glu']")
         config = Config(
             vision=self.vision(),
             text=self.language(),
-            image_token_id=self.need(self.fields, "", "image_token_id"),
-            video_token_id=self.need(self.fields, "", "video_token_id"),
-            vision_start_token_id=self.need(self.fields, "", "vision_start_token_id"),
+            **self.numbers(self.fields, "", _IDS),
             latent_head=head,
-            latent_end_embedding=bool(self.fields.get("latent_end_token", False)),
+            latent_end_embedding=self.flag(self.fields, "", "latent_end_token"),
         )
         if config.vision.out_hidden != config.text.hidden:
-            raise ConfigError(
-                f"{self.source}: vision_config.out_hidden_size is {config.vision.out_hidden}, expected hidden_size "
-                f"{config.text.hidden}"
-            )
+            raise self.wrong("vision_config.out_hidden_size", config.vision.out_hidden,
+                             f"hidden_size {config.text.hidden}")  # fmt: skip
         return config
 
+    def refuse_quantised(self) -> None:
+        """Quantised weights have other shapes or types, or the right ones and other values: none of it is read here."""
+        for where in (self.fields, self.text):
+            method = where.get("quantization_config")
+            if method:
+                name = method.get("quant_method", "unknown") if isinstance(method, Mapping) else method
+                raise ConfigError(f"{self.source}: quantization_config says that the checkpoint is quantised ({name}); "
+                                  "expected plain weights in fp32, fp16 or bf16: take the release it was made from")
+
     def vision(self) -> VisionConfig:
-        fields = self.need(self.fields, "", "vision_config")
-        prefix = "vision_config."
-        need = lambda *names: self.need(fields, prefix, *names)  # noqa: E731
+        fields, prefix = self.part("vision_config"), "vision_config."
         self.expect(fields, prefix, "hidden_act", "silu")
-        config = VisionConfig(
-            depth=need("depth"),
-            hidden=need("hidden_size"),
-            intermediate=need("intermediate_size"),
-            heads=need("num_heads"),
-            out_hidden=need("out_hidden_size"),
-            full_attention_layers=tuple(need("fullatt_block_indexes")),
-            window_pixels=need("window_size"),
-            patch=need("patch_size", "spatial_patch_size"),
-            merge=need("spatial_merge_size"),
-            temporal_patch=need("temporal_patch_size"),
-            channels=need("in_channels", "in_chans"),
-            tokens_per_second=need("tokens_per_second"),
-        )
+        numbers = self.numbers(fields, prefix, _VISION)
+        name = prefix + "fullatt_block_indexes"
+        full = self.whole_numbers(name, fields.get("fullatt_block_indexes"), _Number(0, numbers["depth"] - 1))
+        config = VisionConfig(full_attention_layers=full, **numbers)
         if config.hidden % config.heads or config.head_width % 4:
-            raise ConfigError(
-                f"{self.source}: vision_config.hidden_size is {config.hidden}, expected a multiple of 4 * num_heads "
-                f"({config.heads})"
-            )
+            raise self.wrong(prefix + "hidden_size", config.hidden, f"a multiple of 4 * num_heads ({config.heads})")
+        side = config.patch * config.merge
+        if config.window_pixels % side:
+            raise self.wrong(prefix + "window_size", config.window_pixels,
+                             f"a multiple of patch_size * spatial_merge_size ({side})")  # fmt: skip
         return config
 
     def language(self) -> TextConfig:
-        fields, prefix = self.text, "text_config." if self.text is not self.fields else ""
-        need = lambda *names: self.need(fields, prefix, *names)  # noqa: E731
+        fields, prefix = self.text, self.prefix
         self.expect(fields, prefix, "hidden_act", "silu")
         self.expect(fields, prefix, "use_sliding_window", False)
-        rope = need("rope_parameters", "rope_scaling")
-        # transformers 5 moves theta into rope_parameters and rewrites type "mrope" to "default".
+        numbers = self.numbers(fields, prefix, _TEXT)
+        theta, section = self.rope(fields, prefix)
+        heads, hidden = numbers["heads"], numbers["hidden"]
+        given = fields.get("head_dim")
+        head_width = hidden // heads if given is None else self.number(prefix + "head_dim", given, _WIDTH)
+        if len(section) != 3 or sum(section) * 2 != head_width:
+            raise self.wrong("mrope_section", list(section), f"three that add up to {head_width // 2}")
+        if heads % numbers["kv_heads"]:
+            raise self.wrong(prefix + "num_attention_heads", heads,
+                             f"a multiple of num_key_value_heads ({numbers['kv_heads']})")  # fmt: skip
+        # Nested files carry the flag on either level; true on one of them means tied, as in transformers 5.
+        places = [(where, p) for where, p in ((self.fields, ""), (fields, prefix)) if "tie_word_embeddings" in where]
+        if not places:
+            raise self.missing("tie_word_embeddings")
+        tied = any([self.flag(where, p, "tie_word_embeddings") for where, p in places])
+        return TextConfig(head_width=head_width, mrope_section=section, rope_theta=theta, tied=tied, **numbers)
+
+    def rope(self, fields: Mapping[str, Any], prefix: str) -> tuple[float, tuple[int, ...]]:
+        """rope_theta and mrope_section: transformers 5 moves theta into rope_parameters and calls the type default."""
+        name = next((n for n in ("rope_parameters", "rope_scaling") if fields.get(n) is not None), None)
+        if name is None:
+            raise self.missing(prefix + "rope_parameters or rope_scaling")
+        rope = fields[name]
+        if not isinstance(rope, Mapping):
+            raise self.wrong(prefix + name, rope, "an object")
         theta = rope.get("rope_theta", fields.get("rope_theta"))
         if theta is None:
-            raise ConfigError(f"{self.source}: field {prefix}rope_theta is missing; a Qwen2.5-VL config needs it")
-        for name in ("type", "rope_type"):
-            self.expect(rope, prefix + "rope_scaling.", name, "mrope", "default")
-        section = tuple(self.need(rope, prefix + "rope_scaling.", "mrope_section"))
-        heads, hidden = need("num_attention_heads"), need("hidden_size")
-        head_width = fields.get("head_dim") or hidden // heads
-        if len(section) != 3 or sum(section) * 2 != head_width:
-            raise ConfigError(
-                f"{self.source}: mrope_section is {list(section)}, expected three that add up to {head_width // 2}"
-            )
-        if heads % need("num_key_value_heads"):
-            raise ConfigError(f"{self.source}: num_attention_heads {heads} is not a multiple of num_key_value_heads")
-        # Nested files carry the flag on either level; true on one of them means tied, as in transformers 5.
-        tied = [where["tie_word_embeddings"] for where in (self.fields, fields) if "tie_word_embeddings" in where]
-        if not tied:
-            raise ConfigError(f"{self.source}: field tie_word_embeddings is missing; a Qwen2.5-VL config needs it")
-        return TextConfig(
-            vocab=need("vocab_size"),
-            hidden=hidden,
-            intermediate=need("intermediate_size"),
-            layers=need("num_hidden_layers"),
-            heads=heads,
-            kv_heads=need("num_key_value_heads"),
-            head_width=head_width,
-            mrope_section=section,
-            rope_theta=float(theta),
-            norm_eps=need("rms_norm_eps"),
-            tied=any(tied),
-        )
+            raise self.missing(prefix + "rope_theta")
+        for each in ("type", "rope_type"):
+            self.expect(rope, f"{prefix}{name}.", each, "mrope", "default")
+        section = self.whole_numbers(f"{prefix}{name}.mrope_section", rope.get("mrope_section"), _Number(0, 4096))
+        return self.number(prefix + "rope_theta", theta, _THETA), section
 
 
 def _published(hidden, layers, heads, kv_heads, intermediate, vocab=152064, tied=False, vision_mlp=3420) -> Config:

@@ -124,6 +124,8 @@ class Slot:
 
 def canonical(name: str) -> str:
     """A tensor name in either Hugging Face naming -> the naming of the table."""
+    # Training with PEFT saves the whole network under its wrapper's name.
+    name = name.removeprefix("base_model.model.")
     for pattern, replacement in RENAMED:
         name = re.sub(pattern, replacement, name)
     return name

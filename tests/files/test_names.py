@@ -1,0 +1,37 @@
+"""Names of files: sound for any text, never two texts with one name, never out of the folder."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lvr_jax.files.names import MAX_NAME, file_name, inside
+
+
+@given(st.text())
+def test_a_name_is_one_short_part_of_a_path(text):
+    name = file_name(text)
+    assert name and "/" not in name and "\0" not in name and not name.startswith(".") and len(name) <= MAX_NAME
+    assert name.isascii()
+
+
+@given(st.text(), st.text())
+def test_two_texts_have_two_names(one, other):
+    assert (file_name(one) == file_name(other)) == (one == other)
+
+
+def test_texts_that_differ_in_separators_or_length_only_have_two_names():
+    assert len({file_name(text) for text in ("a/b", "a b", "a?b", "a_b", "x" * 300, "x" * 301)}) == 6
+
+
+@pytest.mark.parametrize("name", ["../a.png", "x/../../a.png", "/etc/passwd", "", None, 3, "a\0b", ".."])
+def test_a_text_that_is_the_name_of_another_has_a_name_of_its_own():
+    assert file_name(file_name("a/b")) != file_name("a/b")
+
+
+def test_a_path_that_leaves_the_folder_is_refused(tmp_path, name):
+    with pytest.raises(ValueError, match="is "):
+        inside(tmp_path, name)
+
+
+def test_a_path_that_stays_is_found(tmp_path):
+    assert inside(tmp_path, "x/../y/a.png") == tmp_path / "x/../y/a.png"
