@@ -9,20 +9,25 @@ Nothing to download (generated pictures): --config.benchmark=digit_search --conf
 
 Cost: prompts are computed three times (capture, and two phases of the sweep); each further condition recomputes only
 latents and answer. The argument `paper` gives the paper's protocol and its five conditions alone: `prism.py:paper`.
+`prism.py:light` is for many checkpoints: seven conditions that tell whether the answer listens to what stands in the
+latents' place and whether own latents carry anything; no attention, no sensitivity, no single latents.
 """
 
 import ml_collections
 
 # What replaces or removes the latents' content, a sham, oracles where items have boxes, and who may see whom.
 EVERYTHING = (
-    "zero,norm_matched,distribution_matched,donor,donor_same_label,donor_other_label,self,permuted,first_repeat,mean,"
-    "slot_embedding,oracle,wrong_box,markers_only,answer_blind_to_latents,latents_blind_to_image"
+    "zero,norm_matched,distribution_matched,donor,donor_directed,donor_same_content,self,permuted,first_repeat,mean,"
+    "slot_embedding,oracle,wrong_box,box_budget,markers_only,start_only,answer_blind_to_latents,latents_blind_to_image"
 )
+LIGHT = "donor_directed,mean,answer_blind_to_latents,markers_only,oracle,wrong_box,zero"
+NAMES = {"": EVERYTHING, "paper": "zero,donor_paper", "light": LIGHT}
 
 
 def get_config(which: str = ""):
-    if which not in ("", "paper"):
-        raise ValueError(f"configs/prism.py:{which}: expected no argument, or `paper`")
+    if which not in NAMES:
+        raise ValueError(f"configs/prism.py:{which}: expected no argument, `paper` or `light`")
+    paper, light = which == "paper", which == "light"
     config = ml_collections.ConfigDict()
     config.checkpoint = ""              # folders, comma between them
     config.names = ""                   # how the report calls them; default: the folders' names
@@ -33,7 +38,7 @@ def get_config(which: str = ""):
     config.options = ""                 # of its reader, such as "size=200, options=4"
     config.limit = 0                    # only the first so many items; 0: all
     config.any_count = False            # accept another number of questions than published
-    config.protocol = which or "clean"
+    config.protocol = "paper" if paper else "clean"
     config.switches = ""                # of the protocol, such as "max_new_tokens=64"
     config.force_latents = False        # end the prompt with the start marker: every item opens a block
     config.budget = 0                   # latents a block; 0: the protocol's
@@ -44,19 +49,28 @@ def get_config(which: str = ""):
     config.dtype = ""                   # default: bfloat16 on accelerators, float32 on a CPU
     config.seed = 0
     config.conditions = ml_collections.ConfigDict({
-        "names": "zero,donor_paper" if which else EVERYTHING,
-        "sigmas": (0.1, 0.3, 1.0),      # absolute noise, raw units
-        "alphas": () if which else (0.1, 0.3, 1.0),         # relative: share of the latent's norm
+        "names": NAMES[which],
+        "sigmas": () if light else (0.1, 0.3, 1.0),     # absolute noise, raw units
+        "alphas": () if which else (0.1, 0.3, 1.0),     # relative: share of the latent's norm
         "budgets": (),                  # latents a block
         "per_latent": "" if which else "zero,step_mean",    # on one latent at a time
+        # The answer's own way to the image, closed: "hidden" by attention, "blank" by another prompt (one prefill
+        # more); the clean pass and every condition of `crossed` run again in each.
+        "contexts": "" if which else "hidden",
+        "crossed": "" if which else "donor_directed,mean,oracle",
         "chunk": 0,                     # conditions at a time; 0: as many as fit
         "memory": 4e9,                  # bytes a device may spend on them
     })  # fmt: skip
     config.capture = ml_collections.ConfigDict({"layers": "last"})      # or "all"
-    config.probes = ml_collections.ConfigDict({"controls": 20, "control": "marginal", "ladder": (1, 4, 16, 64)})
+    config.probes = ml_collections.ConfigDict({
+        "controls": 20, "control": "marginal", "ladder": () if light else (1, 4, 16, 64),
+        # What the answer says: "closed" classes by kind of question, match with the text of the "options", both where
+        # they can be asked ("auto"), "none".
+        "content": "auto",
+    })  # fmt: skip
     config.alignment = ml_collections.ConfigDict({"count": 200, "latents": 64, "template": ""})
-    config.sensitivity = ml_collections.ConfigDict({"count": 64})
-    config.attention = "clean,zero" if which else "clean,zero,donor"
+    config.sensitivity = ml_collections.ConfigDict({"count": 0 if light else 64})
+    config.attention = {"": "clean,zero,donor", "paper": "clean,zero", "light": ""}[which]
     config.gallery = 6
     config.level = 0.95
     config.draws = 10_000               # bootstrap resamples

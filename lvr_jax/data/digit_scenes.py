@@ -87,7 +87,44 @@ class DigitSearch:
         return self.size
 
     def __getitem__(self, index: int) -> Sample:
-        scene, question, rng = self._draw(index)
+        return self._sample(index, *self._draw(index))
+
+    def counterfactual(self, index: int) -> Sample | None:
+        """Item `index` with the asked attribute of its target changed to that of a wrong option, and nothing else.
+
+        The same question about the same scene, down to the noise, with another answer. None for the place kinds, whose
+        answer changes only if something moves.
+        """
+        scene, question, rng = self._sketch(index)
+        kind = self._kind(index)
+        if kind in PLACE_KINDS:
+            return None
+        original = self[index]
+        wrong = [o for o in original.options or (*question.likely, *question.unlikely) if o != question.answer]
+        draw = np.random.default_rng([self.seed, SPLITS.index(self.split), index, 1])
+        answer = wrong[int(draw.integers(len(wrong)))]
+        scene = self._changed(scene, question.targets[0], kind, answer, draw)
+        paint(scene, self.noise, self.background, rng)
+        return dataclasses.replace(
+            original, id=f"{original.id}-counterfactual", images=(scene.image,), answer=answer,
+            letter=LETTERS[original.options.index(answer)] if original.options else None,
+            boxes=tuple(scene.normalised(n) for n in question.targets),
+            input_images=(blacked_out(scene, question.targets),) if self.mask_box else None,
+        )  # fmt: skip
+
+    def _changed(self, scene: DigitScene, n: int, kind: str, answer: str, draw: np.random.Generator) -> DigitScene:
+        """The scene, not yet painted, with digit n of another colour or class."""
+        put = lambda values, value: (*values[:n], value, *values[n + 1:])  # noqa: E731
+        if kind == "colour":
+            return dataclasses.replace(scene, colours=put(scene.colours, COLOUR_NAMES.index(answer)))
+        glyphs = load_glyphs(self.digit_size)
+        pool = glyphs.pools[self.split][int(answer)]
+        sample, ink = int(pool[int(draw.integers(len(pool)))]), scene.ink.copy()
+        ink[n] = np.tile(scene.canvas[n, :2], 2) + glyphs.ink[sample]
+        return dataclasses.replace(scene, classes=put(scene.classes, int(answer)), samples=put(scene.samples, sample),
+                                   ink=ink)
+
+    def _sample(self, index: int, scene: DigitScene, question: Question, rng: np.random.Generator) -> Sample:
         wrong = [*_shuffled(rng, question.likely), *_shuffled(rng, question.unlikely)][:max(self.options - 1, 0)]
         letter, text, options = None, question.text, ()
         if self.options:
@@ -126,6 +163,12 @@ class DigitSearch:
         return self.kinds[index % len(self.kinds)]
 
     def _draw(self, index: int) -> tuple[DigitScene, Question, np.random.Generator]:
+        scene, question, rng = self._sketch(index)
+        paint(scene, self.noise, self.background, rng)
+        return scene, question, rng
+
+    def _sketch(self, index: int) -> tuple[DigitScene, Question, np.random.Generator]:
+        """Scene and question before anything is painted; the generator goes on with the pixels."""
         if not 0 <= index < self.size:
             raise IndexError(f"digit search has {self.size} items, asked for {index}")
         key = np.array([2 * self.seed + SPLITS.index(self.split), index], np.uint64)
@@ -135,9 +178,7 @@ class DigitSearch:
             questions = KINDS[self._kind(index)](scene)
             if questions:       # else no referent is unique: draw anew, which keeps the asked attribute uniform
                 break
-        question = questions[rng.integers(len(questions))]
-        paint(scene, self.noise, self.background, rng)
-        return scene, question, rng
+        return scene, questions[rng.integers(len(questions))], rng
 
     def _layout(self, rng: np.random.Generator) -> DigitScene:
         """Everything about a scene but its pixels."""

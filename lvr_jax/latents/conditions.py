@@ -1,4 +1,4 @@
-"""What is done to a latent before it is fed? A condition is data: one affine map, so a sweep is an axis, not a loop.
+"""Conditions of a sweep as data: what is done to a latent before it is fed, as one affine map.
 
     z' = keep * z + mix * source[item, stage, step] + sigma * scale * eps        eps ~ N(0, I)
 
@@ -12,7 +12,7 @@ condition names one by index.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,18 @@ import numpy as np
 
 # How the noise is scaled.
 ABSOLUTE, RELATIVE, SPREAD = 0, 1, 2
+
+# A budget that says: as many latents as the item's own box has (`rollout.Bank.budget`).
+OF_THE_BOX = -2
+
+# What a condition's effect is evidence of. CARRIES: the latents' content was replaced by other content of the same
+# kind, or hidden, so that an effect shows that what own latents hold is read. LISTENS: content that argues for an
+# answer of its own stands in their place. UNFAMILIAR: what no latent ever was; FORMAT: other markers or counts;
+# PATH: the image's own way to the answer; SHAM: nothing was changed. NOTHING: a part of another condition.
+CARRIES, LISTENS, UNFAMILIAR, FORMAT, PATH, SHAM, NOTHING = (
+    "carries", "listens", "unfamiliar", "format", "path", "sham", ""
+)  # fmt: skip
+EVIDENCE = (CARRIES, LISTENS, UNFAMILIAR, FORMAT, PATH, SHAM, NOTHING)
 
 # Roles of tokens for attention knock-outs; the first four are those of the input pipeline.
 TEXT, IMAGE, LATENT, ANSWER = range(4)
@@ -37,10 +49,11 @@ class Condition:
 
     keep, mix, sigma: fp32; noise: ABSOLUTE | RELATIVE | SPREAD; source: index into the bank
     steps:   [Z] bool, which latents of a block are touched
-    budget:  [G] int32, latents a block of each stage; -1 keeps the plan's
+    budget:  [G] int32, latents a block of each stage; -1 keeps the plan's, OF_THE_BOX takes the item's own
     opens:   [G] bool, whether the stage's marker opens a block at all
     banned:  [G] bool, the stage's start marker is never picked (format without markers)
-    close:   bool, a block that closes is followed by its end marker even if the system does not force one
+    close:   int32, 0: what follows a block is forced as the system does it; 1: its end marker, even if the system
+             forces none; -1: nothing is forced
     blocked: [R, R] bool, queries of role r do not see keys of role s
     seed_as: int32, the number that enters the noise key; equal numbers give equal noise
     """
@@ -61,13 +74,21 @@ class Condition:
 
 @dataclasses.dataclass(frozen=True)
 class Named:
-    """A condition as a person writes it: a name and the fields that differ from `clean`.
+    """A condition as a person writes it: what it is, and the fields that differ from `clean`.
 
     `source` names a block of latents that `bank` must provide; `blocked` lists (query role, key role) pairs; `steps`
-    lists the latents that are touched (all if None); `budget` is latents a block for every stage.
+    lists the latents that are touched (all if None); `budget` is latents a block for every stage, `of_the_box` as many
+    as the item's box has. `context` names another prompt of the same item (`Prompts.variants`) that the rollout reads
+    instead of the item's own.
+
+    Identity: `name` is what files and tables call it, `kind` which family it belongs to, `strength` the number that
+    tells it from others of its kind, `evidence` what its effect shows (EVIDENCE).
     """
 
     name: str
+    kind: str = ""
+    strength: float | None = None
+    evidence: str = NOTHING
     keep: float = 1.0
     mix: float = 0.0
     sigma: float = 0.0
@@ -75,10 +96,12 @@ class Named:
     source: str | None = None
     steps: tuple[int, ...] | None = None
     budget: int | None = None
+    of_the_box: bool = False
     opens: bool = True
     banned: bool = False
-    close: bool = False
+    close: bool | None = None
     blocked: tuple[tuple[int, int], ...] = ()
+    context: str = ""
 
     def __post_init__(self):
         numbers, steps = [self.keep, self.mix, self.sigma], self.steps
@@ -88,6 +111,7 @@ class Named:
             "source": (self.source, (self.mix != 0) == (self.source is not None), "one if and only if mix is not 0"),
             "steps": (steps, steps is None or min(steps, default=-1) >= 0, "numbers of latents, one at least"),
             "budget": (self.budget, self.budget is None or self.budget >= 0, "latents a block, 0 at least"),
+            "evidence": (self.evidence, self.evidence in EVIDENCE, f"one of {', '.join(filter(None, EVIDENCE))}"),
             "blocked": (self.blocked, all(0 <= r < ROLES for pair in self.blocked for r in pair), "pairs of roles"),
         }
         for field, (value, sound, expected) in rules.items():
@@ -95,71 +119,96 @@ class Named:
                 raise ConditionError(f"condition {self.name!r}: {field} is {value}, expected {expected}")
 
 
+    @property
+    def latent(self) -> int | None:
+        """The one latent of each block that is touched, where it is a single one."""
+        return self.steps[0] if self.steps is not None and len(self.steps) == 1 else None
+
+    @classmethod
+    def from_record(cls, record: Mapping) -> "Named":
+        """Of `dataclasses.asdict`, also after JSON has made lists of its tuples."""
+        steps = None if record["steps"] is None else tuple(record["steps"])
+        return cls(**{**record, "steps": steps, "blocked": tuple(map(tuple, record["blocked"]))})
+
+
 def clean() -> Named:
-    return Named("clean")
+    return Named("clean", kind="clean")
 
 
 def zero() -> Named:
     """The paper's "truncate": zero vectors are fed, the steps stay."""
-    return Named("zero", keep=0.0)
+    return Named("zero", kind="zero", evidence=UNFAMILIAR, keep=0.0)
 
 
 def absolute_noise(sigma: float) -> Named:
     """The paper's noise: sigma standard normal per dimension, in raw activation units."""
-    return Named(f"noise_{sigma:g}", sigma=sigma)
+    return Named(f"noise_{sigma:g}", kind="noise", strength=sigma, evidence=UNFAMILIAR, sigma=sigma)
 
 
 def relative_noise(alpha: float) -> Named:
     """Noise of alpha times the latent's own norm."""
-    return Named(f"relative_noise_{alpha:g}", sigma=alpha, noise=RELATIVE)
+    return Named(f"relative_noise_{alpha:g}", kind="relative_noise", strength=alpha, evidence=UNFAMILIAR, sigma=alpha,
+                 noise=RELATIVE)  # fmt: skip
 
 
 def norm_matched_noise() -> Named:
     """A random direction with the latent's norm."""
-    return Named("norm_matched", keep=0.0, sigma=1.0, noise=RELATIVE)
+    return Named("norm_matched", kind="norm_matched", evidence=UNFAMILIAR, keep=0.0, sigma=1.0, noise=RELATIVE)
 
 
 def unit_normal() -> Named:
     """A draw from N(0, I) in place of the latent."""
-    return Named("unit_normal", keep=0.0, sigma=1.0)
+    return Named("unit_normal", kind="unit_normal", evidence=UNFAMILIAR, keep=0.0, sigma=1.0)
 
 
 def matched_noise(source: str = "mean") -> Named:
     """A draw from the data set's diagonal Gaussian: its mean plus its spread times noise."""
-    return Named("distribution_matched", keep=0.0, mix=1.0, sigma=1.0, noise=SPREAD, source=source)
+    return Named("distribution_matched", kind="distribution_matched", evidence=CARRIES, keep=0.0, mix=1.0, sigma=1.0,
+                 noise=SPREAD, source=source)  # fmt: skip
 
 
-def replaced(source: str) -> Named:
+def replaced(source: str, evidence: str = NOTHING) -> Named:
     """Every latent replaced by the block `source` of the bank: a donor's, permuted, an oracle's, the mean, ..."""
-    return Named(source, keep=0.0, mix=1.0, source=source)
+    return Named(source, kind="replaced", evidence=evidence, keep=0.0, mix=1.0, source=source)
 
 
 def only(condition: Named, *steps: int) -> Named:
     """`condition` on some latents alone, the others clean."""
-    return dataclasses.replace(condition, name=f"{condition.name}@{','.join(map(str, steps))}", steps=steps)
+    name = f"{condition.name}@{','.join(map(str, steps))}"
+    return dataclasses.replace(condition, name=name, evidence=NOTHING, steps=steps)
 
 
 def budget(latents: int) -> Named:
-    return Named(f"budget_{latents}", budget=latents)
+    return Named(f"budget_{latents}", kind="budget", strength=float(latents), evidence=FORMAT, budget=latents)
+
+
+def box_budget() -> Named:
+    """As many latents as the item's own box has, the plan's quota at most: the length that training taught."""
+    return Named("box_budget", kind="box_budget", evidence=FORMAT, of_the_box=True)
 
 
 def markers_only() -> Named:
     """Start marker, then at once the end marker: no latent at all ("skip")."""
-    return Named("markers_only", budget=0, close=True)
+    return Named("markers_only", kind="markers_only", evidence=FORMAT, budget=0, close=True)
+
+
+def start_only() -> Named:
+    """Start marker, no latent, and free decoding: no end marker is forced, whatever the system does."""
+    return Named("start_only", kind="start_only", evidence=FORMAT, budget=0, close=False)
 
 
 def format_only() -> Named:
     """No markers either: the start marker is never picked."""
-    return Named("format_only", banned=True, opens=False)
+    return Named("format_only", kind="format_only", evidence=FORMAT, banned=True, opens=False)
 
 
-def knock_out(query: int, key: int, name: str) -> Named:
+def knock_out(query: int, key: int, name: str, evidence: str = PATH) -> Named:
     """Queries of one role do not see keys of another."""
-    return Named(name, blocked=((query, key),))
+    return Named(name, kind="knock_out", evidence=evidence, blocked=((query, key),))
 
 
 def answer_blind_to_latents() -> Named:
-    return knock_out(ANSWER, LATENT, "answer_blind_to_latents")
+    return knock_out(ANSWER, LATENT, "answer_blind_to_latents", CARRIES)
 
 
 def latents_blind_to_image() -> Named:
@@ -168,6 +217,25 @@ def latents_blind_to_image() -> Named:
 
 def answer_blind_to_image() -> Named:
     return knock_out(ANSWER, IMAGE, "answer_blind_to_image")
+
+
+def with_image_hidden(condition: Named) -> Named:
+    """`condition` with an answer that does not see the image tokens. The question's own states, which do, stay."""
+    return dataclasses.replace(condition, name=f"{condition.name}+image_hidden", evidence=PATH,
+                               blocked=(*condition.blocked, (ANSWER, IMAGE)))  # fmt: skip
+
+
+def in_context(condition: Named, context: str, own: str = "self") -> Named:
+    """`condition` with everything around the latents read from another prompt of the item.
+
+    Latents that a condition leaves alone, or adds noise to, are those of the item's own clean pass (the source `own`)
+    and not of the other prompt.
+    """
+    kept = {} if condition.keep == 0 or condition.mix else {"keep": 0.0, "mix": condition.keep, "source": own}
+    if condition.keep and condition.mix:
+        raise ConditionError(f"condition {condition.name!r} mixes latents, which no other prompt can give")
+    return dataclasses.replace(condition, name=f"{condition.name}+{context}_context", evidence=PATH, context=context,
+                               **kept)  # fmt: skip
 
 
 def stack(conditions: Sequence[Named], sources: Sequence[str], stages: int, latents: int) -> Condition:
@@ -190,8 +258,9 @@ def stack(conditions: Sequence[Named], sources: Sequence[str], stages: int, late
             Condition(
                 keep=np.float32(c.keep), mix=np.float32(c.mix), sigma=np.float32(c.sigma), noise=np.int32(c.noise),
                 source=np.int32(0 if c.source is None else sources.index(c.source)), steps=steps,
-                budget=np.full(stages, -1 if c.budget is None else c.budget, np.int32),
-                opens=np.full(stages, c.opens), banned=np.full(stages, c.banned), close=np.bool_(c.close),
+                budget=np.full(stages, OF_THE_BOX if c.of_the_box else -1 if c.budget is None else c.budget, np.int32),
+                opens=np.full(stages, c.opens), banned=np.full(stages, c.banned),
+                close=np.int32(0 if c.close is None else 1 if c.close else -1),
                 blocked=blocked, seed_as=np.int32(name_number(c.name)),
             )
         )  # fmt: skip

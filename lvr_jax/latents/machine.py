@@ -66,13 +66,14 @@ def _of(values: jax.Array, stage: jax.Array) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """The rules: `Row` in, `Row` out."""
+    """The rules: `Row` in, `Row` out. own_budget: [B, G] latents a block of each item (conditions.OF_THE_BOX)."""
 
     plan: Plan
     condition: cond.Condition
     decoding: Decoding
     C: int
     B: int
+    own_budget: jax.Array | None = None
 
     def start(self, token: jax.Array, hidden: jax.Array, seen: jax.Array | None) -> Row:
         zero = jnp.zeros((self.C, self.B), jnp.int32)
@@ -113,6 +114,9 @@ class Machine:
     def _quota(self, row: Row) -> jax.Array:
         """[C, B, G]: latents that a block opened now would feed."""
         quota = jnp.where(self.condition.budget >= 0, self.condition.budget, self.plan.quota)[:, None]
+        if self.own_budget is not None:
+            own = (self.condition.budget == cond.OF_THE_BOX)[:, None]
+            quota = jnp.where(own, jnp.minimum(self.own_budget, self.plan.quota), quota)
         if self.plan.spec.first_block_only:
             return jnp.where(row.block[..., None] > 0, jnp.iinfo(jnp.int32).max, quota)
         return jnp.broadcast_to(quota, row.remaining.shape)
@@ -187,9 +191,8 @@ class Machine:
 
     def _queue_start(self) -> jax.Array:
         """[C]: where the queue begins for a block that closes now; past its end if nothing is forced."""
-        if len(self.plan.after):
-            return jnp.zeros(self.C, jnp.int32)
-        return jnp.where(self.condition.close, 0, self._closing_tokens).astype(jnp.int32)
+        forced = self.condition.close >= 0 if len(self.plan.after) else self.condition.close > 0
+        return jnp.where(forced, 0, self._closing_tokens).astype(jnp.int32)
 
     def _closing_token(self, stage: jax.Array, queue: jax.Array) -> jax.Array:
         if len(self.plan.after):

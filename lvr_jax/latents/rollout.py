@@ -95,10 +95,15 @@ def prefill(
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Bank:
-    """Latent blocks that conditions may feed: source [n, B, G, Z, D], spread [D] (standard deviation, for SPREAD)."""
+    """What conditions may feed, of each item.
+
+    source: [n, B, G, Z, D] latent blocks; spread: [D], standard deviation (for SPREAD); budget: [B, G] latents a block
+    of each item, for OF_THE_BOX (None: no condition asks for it)
+    """
 
     source: jax.Array
     spread: jax.Array
+    budget: jax.Array | None = None
 
 
 def no_bank(prefix: Prefix, plan: Plan) -> Bank:
@@ -169,7 +174,7 @@ def sweep(
     C, (B, D) = condition.keep.shape[0], prefix.hidden.shape
     if prefix.blocked is not None:
         condition = dataclasses.replace(condition, blocked=condition.blocked | prefix.blocked)
-    machine = Machine(plan, condition, decoding, C, B)
+    machine = Machine(plan, condition, decoding, C, B, bank.budget)
     forced = jnp.broadcast_to(-1 if forced is None else jnp.asarray(forced), (B, steps))
     letters = jnp.zeros(0, jnp.int32) if letters is None else letters
     wide = lambda x: jnp.broadcast_to(x, (C, *x.shape))  # noqa: E731

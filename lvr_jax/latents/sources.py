@@ -1,11 +1,13 @@
-"""What may a condition feed instead of a latent? Blocks of latents of donors, of the clean pass, of the image.
+"""Sources of latent blocks: what a condition may feed instead of a latent.
 
 A source makes, for the rows of one batch, whole blocks [B, G, Z, D] (`rollout.Bank`) and says for which rows it has
-none. Random choices depend on (seed, item number) and on the set of items, never on batches or their order. Blocks
-that are shorter than Z go on with their last latent, as the released code clips a donor's index.
+none. They come from the clean passes of donors or of the item itself, from another prompt of the item (a blank image,
+a changed scene), from another checkpoint, or from the image's own tokens. Random choices depend on (seed, item number)
+and on the set of items, never on batches or their order. Blocks that are shorter than Z go on with their last latent,
+as the released code clips a donor's index.
 
-A source that has nothing for a row (no other item of that label, no box) gives the row its own clean latents, or
-zeros, and flags it: results of flagged rows are no evidence of anything.
+A source that has nothing for a row (no donor of that answer, no box) gives the row its own clean latents, or zeros, and
+flags it: results of flagged rows are no evidence of anything.
 """
 
 import dataclasses
@@ -24,12 +26,18 @@ class SourceError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Clean:
-    """The clean pass of all items: item [I] numbers, latents [I, G, Z, D], count [I, G], label [I] (-1: unknown)."""
+    """The clean pass of all items: item [I] numbers, latents [I, G, Z, D], count [I, G], label [I] (-1: unknown).
+
+    kind, content: [I] kind of question and content of the answer as small numbers (None: of no item known)
+    """
 
     item: np.ndarray
     latents: np.ndarray
     count: np.ndarray
     label: np.ndarray
+    kind: np.ndarray | None = None
+    content: np.ndarray | None = None
+    _drawn: dict = dataclasses.field(default_factory=dict, repr=False, compare=False)
 
     @property
     def order(self) -> np.ndarray:
@@ -53,6 +61,7 @@ class Request:
     item:    [B] numbers; rows: [B] places in `clean`
     merged:  () -> [B, M, D] merged vision tokens in window order
     regions: name -> for each row, for each stage, merged slots in raster order (latents.regions), or None
+    variant: name of another prompt -> its clean latents [B, G, Z, D], how many [B, G], and which rows have it [B]
     embed:   [V, D] token embeddings
     """
 
@@ -65,6 +74,7 @@ class Request:
     clean: Clean | None = None
     merged: Callable[[], np.ndarray] | None = None
     regions: Mapping[str, Sequence[Sequence[np.ndarray] | None]] = dataclasses.field(default_factory=dict)
+    variant: Callable[[str], tuple[np.ndarray, np.ndarray, np.ndarray]] | None = None
     embed: np.ndarray | None = None
 
     def blank(self) -> np.ndarray:
@@ -75,12 +85,17 @@ class Request:
 class Source:
     """make(Request) -> (blocks [B, G, Z, D] fp32, missing [B] bool).
 
-    of_clean: made of the clean pass of all items, so that it comes first; of_image: made of merged vision tokens
+    of_clean: made of the clean pass of all items, so that it comes first; of_image: made of merged vision tokens;
+    of_variant: the prompt of the item whose clean latents it feeds; donor: (clean, seed) -> [I], whose latents each
+    item gets, as rows of the clean pass, -1 for nobody; needs: fields of `Prompts` that it draws by
     """
 
     make: Callable[[Request], tuple[np.ndarray, np.ndarray]]
     of_clean: bool = False
     of_image: bool = False
+    of_variant: str = ""
+    donor: Callable[[Clean, int], np.ndarray] | None = None
+    needs: tuple[str, ...] = ()
 
 
 def latents_of(trace: Mapping[str, np.ndarray], stages: int, latents: int) -> tuple[np.ndarray, np.ndarray]:
@@ -109,13 +124,15 @@ def repeat_last(latents: np.ndarray, count: np.ndarray) -> np.ndarray:
 
 
 def donors(
-    clean: Clean, seed: int, *, same_label: bool | None = None, itself: bool = False, pool: int | None = None
-) -> np.ndarray:
+    clean: Clean, seed: int, *, same_label: bool | None = None, same_content: bool | None = None, itself: bool = False,
+    pool: int | None = None,
+) -> np.ndarray:  # fmt: skip
     """[I]: whose latents each item gets, as rows of `clean`; -1 where there is nobody.
 
     A donor has latents in every stage in which the item has some. same_label: only donors of the item's label (True)
-    or of another one (False); items without a label have none then. pool: donors are drawn from this many items,
-    themselves drawn once (the paper's 64).
+    or of another one (False); items without a label have none then. same_content: only donors whose question is of the
+    same kind and whose answer has the item's content (True) or another one (False: a directed donor, which argues for
+    an answer that could be given). pool: donors are drawn from this many items, themselves drawn once (the paper's 64).
     """
     order = clean.order
     able = clean.count > 0                                                                # [I, G]
@@ -129,23 +146,74 @@ def donors(
         if not itself:
             fits &= candidates != row
         if same_label is not None:
-            fits &= (clean.label[row] >= 0) & (clean.label[candidates] >= 0)
-            fits &= (clean.label[candidates] == clean.label[row]) == same_label
+            fits &= _agree(clean.label, row, candidates, same_label)
+        if same_content is not None:
+            fits &= _agree(clean.kind, row, candidates, True) & _agree(clean.content, row, candidates, same_content)
         if fits.any():
             draw = np.random.default_rng([seed, int(clean.item[row])]).integers(fits.sum())
             chosen[row] = candidates[fits][draw]
     return chosen
 
 
+def _agree(values: np.ndarray | None, row: int, candidates: np.ndarray, same: bool) -> np.ndarray:
+    """Which candidates have the row's value, or another one; none where one of the two is not known (below 0)."""
+    if values is None:
+        return np.zeros(len(candidates), bool)
+    return (values[row] >= 0) & (values[candidates] >= 0) & ((values[candidates] == values[row]) == same)
+
+
 def donated(**options) -> Source:
     """Latents of a donor: options of `donors`."""
 
-    def make(request: Request):
-        donor = donors(request.clean, request.seed, **options)[request.rows]
-        missing = donor < 0
-        return request.clean.blocks(np.where(missing, request.rows, donor)), missing
+    def donor(clean: Clean, seed: int) -> np.ndarray:
+        key = (seed, *sorted(options.items()))
+        if key not in clean._drawn:         # every batch asks for its rows of the same draw
+            clean._drawn[key] = donors(clean, seed, **options)
+        return clean._drawn[key]
 
-    return Source(make, of_clean=True)
+    def make(request: Request):
+        chosen = donor(request.clean, request.seed)[request.rows]
+        missing = chosen < 0
+        return request.clean.blocks(np.where(missing, request.rows, chosen)), missing
+
+    needs = {"same_label": ("labels",), "same_content": ("kinds", "contents")}
+    return Source(make, of_clean=True, donor=donor, needs=sum((needs.get(o, ()) for o in options), ()))
+
+
+def of_variant(name: str) -> Source:
+    """The latents that the model makes of another prompt of the same item (`Prompts.variants`)."""
+
+    def make(request: Request):
+        blocks, count, there = request.variant(name)
+        return repeat_last(blocks, count), ~(there & count.any(1))
+
+    return Source(make, of_variant=name)
+
+
+def recorded(item: np.ndarray, latents: np.ndarray, count: np.ndarray) -> Source:
+    """Blocks that were recorded elsewhere, by item number [I]: latents [I, G, Z, D], count [I, G].
+
+    Of another checkpoint, for example; the number of latents fed stays the reader's, and the last one goes on.
+    """
+    place = {int(number): row for row, number in enumerate(item)}
+
+    def make(request: Request):
+        blocks, missing = request.blank(), np.zeros(len(request.item), bool)
+        stages, Z = (min(a, b) for a, b in zip(blocks.shape[1:3], latents.shape[1:3]))
+        for b, number in enumerate(request.item):
+            row = place.get(int(number))
+            missing[b] = row is None or not count[row].any()
+            if missing[b]:
+                continue
+            # A stage that the other checkpoint did not open gets the latents of one that it did.
+            last = max(g for g in range(count.shape[1]) if count[row, g])
+            for g in range(blocks.shape[1]):
+                of = g if g < stages and count[row, g] else last
+                long = repeat_last(latents[row, of], count[row, of])[:Z]
+                blocks[b, g] = leading(long, blocks.shape[2])
+        return blocks, missing
+
+    return Source(make)
 
 
 def own(rearrange: Callable[[np.ndarray, np.random.Generator], np.ndarray]) -> Source:
@@ -252,6 +320,8 @@ SOURCES: dict[str, Source] = {
     "donor": donated(),
     "donor_same_label": donated(same_label=True),
     "donor_other_label": donated(same_label=False),
+    "donor_same_content": donated(same_content=True),
+    "donor_directed": donated(same_content=False),
     "donor_paper": donated(itself=True, pool=PAPER_POOL),
     "self": own(lambda steps, random: steps),
     "permuted": own(shuffle),
@@ -265,4 +335,6 @@ SOURCES: dict[str, Source] = {
     "random_crop": seen("random_crop"),
     "slot_embedding": embedded(lambda plan: plan.slot),
     "start_embedding": embedded(lambda plan: plan.start),
+    "blank_image": of_variant("blank"),
+    "counterfactual": of_variant("counterfactual"),
 }

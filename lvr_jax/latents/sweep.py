@@ -52,13 +52,20 @@ class Prompts:
     ids:     the items' names, unique in the sweep; noise and donors are drawn from them
     batch:   data.packing.collate of their prompts, or a function that makes it (then finished batches are not made)
     labels:  [B] answers as small numbers, -1 unknown: for donors of the same or of another label
+    kinds, contents: [B] kind of question and content of the answer likewise, for donors that argue for an answer
     regions: name -> for each row, for each stage, merged slots (latents.regions), or None where a row has none
+    variants: name -> () -> another prompt of the same items, batched to the same budget, and which rows have it [B]
     """
 
     ids: tuple[str, ...]
     batch: Mapping[str, np.ndarray] | Callable[[], Mapping[str, np.ndarray]]
     labels: Sequence[int] | None = None
+    kinds: Sequence[int] | None = None
+    contents: Sequence[int] | None = None
     regions: Mapping[str, Sequence[Sequence[np.ndarray] | None]] = dataclasses.field(default_factory=dict)
+    variants: Mapping[str, Callable[[], tuple[Mapping[str, np.ndarray], np.ndarray]]] = dataclasses.field(
+        default_factory=dict
+    )
 
     @property
     def numbers(self) -> np.ndarray:
@@ -66,6 +73,16 @@ class Prompts:
 
     def load(self) -> Mapping[str, np.ndarray]:
         return self.batch() if callable(self.batch) else self.batch
+
+    def numbered(self, field: str) -> np.ndarray:
+        """`labels`, `kinds` or `contents`; -1 everywhere where they are not given."""
+        values = getattr(self, field)
+        return np.full(len(self.ids), -1) if values is None else np.asarray(values)
+
+    def variant(self, name: str) -> tuple[Mapping[str, np.ndarray], np.ndarray]:
+        if name not in self.variants:
+            raise SourceError(f"a condition needs the prompt {name!r}, the items have {sorted(self.variants)}")
+        return self.variants[name]()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +142,7 @@ class Sweeper:
 
     def steps(self, conditions: Sequence[cond.Named]) -> int:
         """S: a block that is open when the answer's length is reached is finished first."""
-        longest = max([self.latents, *(c.budget or 0 for c in conditions)])
+        longest = max([self.latents, *(c.budget or 0 for c in conditions)])       # a box's own budget is no longer
         return self.decoding.max_new_tokens + longest
 
     def place(self, tree, axis: int = 0):
@@ -152,6 +169,7 @@ class _Phase:
     name: str
     conditions: tuple[cond.Named, ...]
     needs_clean: bool
+    context: str = ""
 
     def sources(self) -> list[str]:
         return list(dict.fromkeys(c.source for c in self.conditions if c.source is not None))
@@ -189,8 +207,11 @@ def _phases(sweeper: Sweeper, conditions: Sequence[cond.Named]) -> list[_Phase]:
     later = [c.source is not None and sweeper.sources[c.source].of_clean for c in conditions]
     # The spread of the data set is known after the clean pass.
     later = [late or c.noise == cond.SPREAD for late, c in zip(later, conditions)]
-    split = lambda wanted: tuple(c for c, late in zip(conditions, later) if late == wanted)  # noqa: E731
+    inside = lambda context: [(c, late) for c, late in zip(conditions, later) if c.context == context]  # noqa: E731
+    split = lambda wanted: tuple(c for c, late in inside("") if late == wanted)  # noqa: E731
     phases = [_Phase("first", split(False), False), _Phase("second", split(True), True)]
+    for context in dict.fromkeys(c.context for c in conditions if c.context):
+        phases.append(_Phase(f"in-{context}", tuple(c for c, _ in inside(context)), True, context))
     return [p for p in phases if p.conditions]
 
 
@@ -214,7 +235,8 @@ def _manifest(sweeper: Sweeper, prompts, phases, conditions) -> dict:
         "system": dataclasses.asdict(sweeper.plan.spec),
         "decoding": dataclasses.asdict(sweeper.decoding),
         "weights": _fingerprint(sweeper.params),
-        "labels": [None if p.labels is None else _ints(p.labels) for p in prompts],
+        **{field: [None if getattr(p, field) is None else _ints(getattr(p, field)) for p in prompts]
+           for field in ("labels", "kinds", "contents")},
         "seed": sweeper.seed, "letters": list(sweeper.letters), "opening": [list(o) for o in sweeper.opening],
         "keep": list(sweeper.keep), "dtype": str(jnp.dtype(sweeper.compute.dtype)),
         "attention": sweeper.attention,
@@ -237,13 +259,13 @@ def _fingerprint(params: dict) -> int:
 def _clean(files: SweepFiles, prompts: Sequence[Prompts]) -> Clean:
     """The clean pass of all items, from the first phase's files."""
     parts = [files.load("first", number, ("clean_blocks", "clean_count")) for number in range(len(prompts))]
-    labels = [np.full(len(p.ids), -1) if p.labels is None else np.asarray(p.labels) for p in prompts]
+    joined = lambda field: np.concatenate([p.numbered(field) for p in prompts])  # noqa: E731
     return Clean(
         item=np.concatenate([p.numbers for p in prompts]),
         latents=np.concatenate([part["clean_blocks"] for part in parts]),
         count=np.concatenate([part["clean_count"] for part in parts]),
-        label=np.concatenate(labels),
-    )
+        label=joined("labels"), kind=joined("kinds"), content=joined("contents"),
+    )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -256,15 +278,19 @@ class _Engine:
     params: dict
     held: dict[int, Prefix] = dataclasses.field(default_factory=dict)
 
+    def _read(self, part: Prompts, batch: Mapping[str, np.ndarray], taps: tuple[str, ...]) -> tuple[Prefix, dict]:
+        s = self.sweeper
+        batch = {key: self._filled(np.asarray(value)) for key, value in batch.items()}
+        return prefill(
+            s.graph, self.params, s.place(batch), s.place(self._filled(part.numbers)), compute=s.compute,
+            remember_ids=s.decoding.repetition_penalty != 1, taps=taps, blocked=blocked(s.attention),
+        )  # fmt: skip
+
     def _prefix(self, number: int, part: Prompts, taps: tuple[str, ...], hold: bool) -> tuple[Prefix, dict]:
         if number in self.held and not taps:
             return self.held.pop(number), {}
         s = self.sweeper
-        batch = {key: self._filled(np.asarray(value)) for key, value in part.load().items()}
-        prefix, out = prefill(
-            s.graph, self.params, s.place(batch), s.place(self._filled(part.numbers)), compute=s.compute,
-            remember_ids=s.decoding.repetition_penalty != 1, taps=taps, blocked=blocked(s.attention),
-        )  # fmt: skip
+        prefix, out = self._read(part, part.load(), taps)
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(prefix))
         if hold and size * (len(self.held) + 1) <= s.hold:
             self.held[number] = prefix
@@ -277,14 +303,25 @@ class _Engine:
         s, rows = self.sweeper, len(part.ids)
         wanted = phase.sources()
         taps = ("merged",) if any(s.sources[name].of_image for name in wanted) else ()
-        prefix, out = self._prefix(number, part, taps, hold=keep_clean and clean is None)
+        there = np.ones(rows, bool)
+        if phase.context:
+            batch, there = part.variant(phase.context)
+            prefix, out = self._read(part, batch, ())
+            if taps:            # oracles show the item's own image, whatever the answer is read from
+                out = self._read(part, part.load(), taps)[1]
+        else:
+            prefix, out = self._prefix(number, part, taps, hold=keep_clean and clean is None)
         request = Request(
             plan=s.plan, latents=s.latents, width=prefix.hidden.shape[-1], seed=s.seed, item=part.numbers,
             rows=None if clean is None else _rows(clean, part.numbers), clean=clean,
             merged=functools.cache(lambda: np.asarray(out["merged"][:rows])), regions=part.regions,
-            embed=s.params["text"]["embed"],
+            variant=functools.partial(self._variant, part), embed=s.params["text"]["embed"],
         )  # fmt: skip
         bank, missing = self._bank(wanted, request)
+        own = np.zeros(rows, bool)
+        if any(c.of_the_box for c in phase.conditions):
+            budget, own = box_budgets(part.regions, s.plan, rows)
+            bank = dataclasses.replace(bank, budget=s.place(jnp.asarray(self._filled(budget))))
         arrays: dict[str, list] = {}
         for chunk, condition in self._chunks(phase, prefix):
             trace = sweep(
@@ -302,8 +339,32 @@ class _Engine:
             for key, value in kept.items():
                 arrays.setdefault(key, []).append(value)
         result = {key: np.concatenate(values) for key, values in arrays.items()}
-        result["missing"] = np.stack([missing.get(c.source, np.zeros(rows, bool)) for c in phase.conditions])
+        nothing = np.zeros(rows, bool)
+        result["missing"] = np.stack([
+            missing.get(c.source, nothing) | ~there | (own if c.of_the_box else nothing)
+            for c in phase.conditions
+        ])  # fmt: skip
+        result["donor"] = np.stack([self._donor(c, clean, request.rows, rows) for c in phase.conditions])
         return result | (kept_clean if keep_clean and clean is None else {})
+
+    def _variant(self, part: Prompts, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Clean latents of another prompt of a batch's items: `Request.variant`."""
+        s, rows = self.sweeper, len(part.ids)
+        batch, there = part.variant(name)
+        prefix, _ = self._read(part, batch, ())
+        condition = cond.stack([cond.clean()], (), len(s.plan.spec.stages), s.latents)
+        trace = sweep(
+            s.graph, self.params, prefix, s.plan, s.everywhere(condition), rollout.no_bank(prefix, s.plan),
+            decoding=s.decoding, steps=s.steps([cond.clean()]), letters=jnp.asarray(s.letters, jnp.int32), seed=s.seed,
+            compute=s.compute,
+        )  # fmt: skip
+        host = {key: np.asarray(getattr(trace, key))[0, :rows] for key in ("fed", "index", "latent", "live", "stage")}
+        return *latents_of(host, len(s.plan.spec.stages), s.latents), there
+
+    def _donor(self, condition: cond.Named, clean: Clean | None, at: np.ndarray | None, rows: int) -> np.ndarray:
+        """[B] rows of the clean pass whose latents the condition feeds, -1 for nobody's."""
+        found = None if condition.source is None else self.sweeper.sources[condition.source].donor
+        return np.full(rows, -1) if found is None or clean is None else found(clean, self.sweeper.seed)[at]
 
     def _chunks(self, phase: _Phase, prefix: Prefix) -> Iterator[tuple[Sequence[cond.Named], cond.Condition]]:
         """Chunks of equal size, so that they share one program; the last is filled up with its last condition."""
@@ -353,6 +414,17 @@ class _Engine:
                 # After a row's end the loop runs on for as long as others need: that must not show.
                 kept[name] = np.where(live, value, np.zeros_like(value))
         return kept
+
+
+def box_budgets(regions: Mapping, the_plan: Plan, rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """([B, G] int32 image tokens of each item's box by stage, [B] which items have none and keep the plan's)."""
+    if "box" not in regions:
+        raise SourceError(f"a condition needs the region 'box', the prompts have {sorted(regions)}")
+    budget = np.tile(np.asarray(the_plan.quota, np.int32), (rows, 1))
+    none = np.array([stages is None or not all(len(slots) for slots in stages) for stages in regions["box"]])
+    for b in np.flatnonzero(~none):
+        budget[b] = [len(slots) for slots in regions["box"][b]]
+    return budget, none
 
 
 def _rows(clean: Clean, item: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ import numpy as np
 from etils import epath
 
 from lvr_jax.checkpoints.errors import disk_full_is_one_line
+from lvr_jax.latents.conditions import Named
 
 MANIFEST = "sweep.json"
 TEMPORARY = ".partial"
@@ -25,12 +26,16 @@ class SweepResults:
     """A finished sweep: items in the order of the prompts, conditions with the clean pass first.
 
     arrays: what was kept, each [C, I, ...]; missing [C, I]: the condition's source had nothing for the item
+    donor: [C, I] the place among `items` of whose latents were fed, -1 for nobody's
+    records: the conditions as the sweep was given them: kind, strength, evidence, everything
     """
 
     conditions: list[str]
     items: list[str]
     arrays: dict[str, np.ndarray]
     missing: np.ndarray
+    donor: np.ndarray
+    records: list[Named]
 
     def of(self, condition: str) -> dict[str, np.ndarray]:
         """One condition's arrays, [I, ...]."""
@@ -113,5 +118,7 @@ def read(folder) -> SweepResults:
                 found.setdefault(key, []).append(np.concatenate([part[key] for part in parts], axis=1))
     order = [names.index(name) for name in manifest["order"]]
     arrays = {key: np.concatenate(values)[order] for key, values in found.items()}
-    missing = arrays.pop("missing")
-    return SweepResults(manifest["order"], [i for batch in manifest["items"] for i in batch], arrays, missing)
+    missing, donor = arrays.pop("missing"), arrays.pop("donor")
+    records = {c["name"]: Named.from_record(c) for phase in manifest["conditions"].values() for c in phase}
+    items = [i for batch in manifest["items"] for i in batch]
+    return SweepResults(manifest["order"], items, arrays, missing, donor, [records[name] for name in manifest["order"]])

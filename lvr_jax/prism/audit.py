@@ -27,6 +27,7 @@ from lvr_jax.latents.sweep_files import SweepError, SweepFiles
 from lvr_jax.models.qwen2_5_vl.layers import Compute
 from lvr_jax.prism.measure import capture, corruptions, geometry, sensitivity, teacher
 from lvr_jax.prism.measure.items import Items
+from lvr_jax.prism.measure.option_texts import option_features
 from lvr_jax.prism.outcomes import (
     Outcomes,
     effects,
@@ -38,7 +39,7 @@ from lvr_jax.prism.outcomes import (
     strength,
     verdict,
 )
-from lvr_jax.prism.probes import readout
+from lvr_jax.prism.probes import content, readout
 from lvr_jax.prism.statistics.intervals import wilson
 
 FORMAT = 3      # of audit.json; a change makes every analysis run again
@@ -49,7 +50,7 @@ class Settings:
     """What an audit does besides the protocol. Counts of 0 leave a stage out.
 
     conditions: names (corruptions.NAMED); sigmas, alphas: absolute and relative noise; budgets: latents a block;
-    per_latent: conditions tried on one latent at a time
+    per_latent: conditions tried on one latent at a time; crossed: conditions that are run again in each of contexts
     budget: latents a block N, 0 for the protocol's; layers: of the capture, `last` or `all`
     probes: see readout; aligned: items teacher-forced, each with so many target_latents at most
     differentiated: items of the sensitivity; attention: conditions whose attention shares are recorded
@@ -61,6 +62,8 @@ class Settings:
     alphas: tuple[float, ...] = ()
     budgets: tuple[int, ...] = ()
     per_latent: tuple[str, ...] = ()
+    contexts: tuple[str, ...] = ()
+    crossed: tuple[str, ...] = ()
     budget: int = 0
     layers: str = "last"
     probes: readout.Settings = readout.Settings()  # noqa: RUF009
@@ -79,7 +82,9 @@ class Settings:
         """The conditions, and the names of those that are left out because no item has a box."""
         names = [n for n in self.conditions if boxed or n not in corruptions.NEEDS_BOX]
         left_out = [n for n in self.conditions if n not in names]
-        return corruptions.grid(names, self.sigmas, self.alphas, self.budgets, self.per_latent, latents), left_out
+        cross = [n for n in self.crossed if boxed or n not in corruptions.NEEDS_BOX]
+        return corruptions.grid(names, self.sigmas, self.alphas, self.budgets, self.per_latent, latents, self.contexts,
+                                cross), left_out  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -100,6 +105,8 @@ class Audit:
         prompts = items.prompts()
         probing, corrupting = self._sweeper("probe"), self._sweeper("corruption")
         conditions, left_out = s.grid(corrupting.latents, bool(items.boxed.any()))
+        corruptions.check(conditions, items.categories, items.contents, items.variants)
+        content.check(s.probes.content, items.categories, items.contents, s.probes.folds)
         unknown = [n for n in s.attention if n != "clean" and n not in {c.name for c in conditions}]
         if unknown:
             raise cond.ConditionError(f"attention: {unknown[0]!r} is not among the audit's conditions")
@@ -160,6 +167,11 @@ class Audit:
         text = json.dumps([FORMAT, self.name, manifests, rules], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
+    def _questions(self) -> content.Questions:
+        items = self.items
+        return content.Questions(items.categories, items.contents, items.labels, items.options,
+                                 option_features(items.subject, items.benchmark.rows))  # fmt: skip
+
     # Analysis --------------------------------------------------------------------------------------------------------
 
     def _analysis(self, stages: list[str], notes: list[str]) -> dict:
@@ -184,7 +196,8 @@ class Audit:
             "benchmark": items.benchmark.name, "items": len(items.ids), "protocol": items.protocol.to_json(),
             "latents": {name: int(n) for name, n in zip(names, self.plan("corruption").quota)}, "notes": notes,
             "clean": _clean(found, items, captured), "conditions": tests, "verdict": judged,
-            "sham": _sham(found), "probes": readout.read_out(captured, items.options, items.categories, s.probes),
+            "sham": _sham(found),
+            "probes": readout.read_out(captured, items.options, items.categories, s.probes, self._questions()),
             "alignment": geometry.aligned(forced, captured),
             "collapse": geometry.collapse_by_stage(captured, names),
             "sensitivity": None if moved is None else _sensitivity(moved, found, items),

@@ -33,8 +33,10 @@ from lvr_jax.models.qwen2_5_vl.layers import Compute
 from lvr_jax.models.qwen2_5_vl.model import abstract_model
 from lvr_jax.prism.audit import Audit, Settings
 from lvr_jax.prism.measure.capture import LAYERS
+from lvr_jax.prism.measure.corruptions import CONTEXTS
 from lvr_jax.prism.measure.items import Items, template_for
 from lvr_jax.prism.probes import readout
+from lvr_jax.prism.probes.content import KINDS_OF_PROBE, ProbeError
 from lvr_jax.prism.probes.controls import CONTROL_KINDS
 from lvr_jax.prism.report import report
 from lvr_jax.training.partitioning import RULES, MeshError, make_mesh, shardings
@@ -49,7 +51,7 @@ class PrismError(ValueError):
 # What bad input raises, one line each; anything else is a fault of the program.
 BAD_INPUT = (
     PrismError, CheckpointError, ConfigError, DataError, SpecError, ConditionError, SourceError, RegionError,
-    SweepError, MeshError,
+    SweepError, MeshError, ProbeError,
 )  # fmt: skip
 
 
@@ -103,6 +105,7 @@ def settings_of(config: Mapping) -> Settings:
         "dtype": (config.dtype, config.dtype in DTYPES, ", ".join(d or "nothing" for d in DTYPES)),
         "capture.layers": (config.capture.layers, config.capture.layers in LAYERS, ", ".join(LAYERS)),
         "probes.control": (config.probes.control, config.probes.control in CONTROL_KINDS, ", ".join(CONTROL_KINDS)),
+        "probes.content": (config.probes.content, config.probes.content in KINDS_OF_PROBE, ", ".join(KINDS_OF_PROBE)),
         "probes.controls": (config.probes.controls, config.probes.controls > 0, "1 at least"),
         "rows": (config.rows, config.rows > 0, "1 at least"),
         "level": (config.level, 0 < config.level < 1, "a share between 0 and 1"),
@@ -112,6 +115,7 @@ def settings_of(config: Mapping) -> Settings:
         "conditions.sigmas": (c.sigmas, _positive(c.sigmas), "numbers above 0"),
         "conditions.alphas": (c.alphas, _positive(c.alphas), "numbers above 0"),
         "conditions.budgets": (c.budgets, _positive(c.budgets, int), "whole numbers above 0 (0: markers_only)"),
+        "conditions.contexts": (c.contexts, set(names(c.contexts)) <= set(CONTEXTS), f"some of {', '.join(CONTEXTS)}"),
         "probes.ladder": (config.probes.ladder, _positive(config.probes.ladder, int), "whole numbers above 0"),
     }
     for field, (value, sound, expected) in rules.items():
@@ -119,9 +123,11 @@ def settings_of(config: Mapping) -> Settings:
             raise PrismError(f"{field} is {value!r}, expected {expected}")
     return Settings(
         conditions=names(c.names), sigmas=tuple(map(float, c.sigmas)), alphas=tuple(map(float, c.alphas)),
-        budgets=tuple(c.budgets), per_latent=names(c.per_latent), budget=config.budget, layers=config.capture.layers,
+        budgets=tuple(c.budgets), per_latent=names(c.per_latent), contexts=names(c.contexts), crossed=names(c.crossed),
+        budget=config.budget, layers=config.capture.layers,
         probes=readout.Settings(
             controls=config.probes.controls, control=config.probes.control, ladder=tuple(config.probes.ladder),
+            content=config.probes.content,
             level=config.level, draws=config.draws, seed=config.seed,
         ),
         aligned=config.alignment.count, target_latents=config.alignment.latents,

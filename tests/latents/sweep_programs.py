@@ -15,6 +15,7 @@ from lvr_jax.latents import conditions as cond
 from lvr_jax.latents import regions
 from lvr_jax.latents import sweep as sweeps
 from lvr_jax.latents.decoding import Decoding
+from lvr_jax.latents.sources import SOURCES
 from lvr_jax.latents.sweep import KEEP, Prompts, Sweeper, run
 
 # The same programs, compiled quickly.
@@ -45,23 +46,29 @@ def prompts(numbers, wait: float = 0.0, on_load=None) -> Prompts:
     def box(n):
         return None if n == 5 else [regions.slots(regions.rectangle((4, 2), n % 2, 0, 2, 2), example(n).grids)]
 
+    def blank():
+        """Item 3 has no such prompt."""
+        seen = batch_of(numbers, (start_of("lvr"),))
+        return {**seen, "patches": np.full_like(seen["patches"], 127)}, np.array([n != 3 for n in numbers])
+
     return Prompts(
         ids=tuple(f"item{n}" for n in numbers), batch=load, labels=[n % 3 for n in numbers],
-        regions={"box": [box(n) for n in numbers]},
+        kinds=[n % 2 for n in numbers], contents=[n // 2 % 2 for n in numbers],
+        regions={"box": [box(n) for n in numbers]}, variants={"blank": blank},
     )  # fmt: skip
 
 
-def sweep_into(
-    folder, *, batches, conditions=None, chunk=None, seed=0, weights=0, mesh=None, keep=None, wait=0.0, on_load=None,
-    hold=1e9,
-):
-    sweeper = Sweeper(
+def sweeper_of(*, chunk=None, seed=0, weights=0, mesh=None, keep=None, hold=1e9, sources=SOURCES) -> Sweeper:
+    return Sweeper(
         GRAPH, params(weights), PLAN, Decoding(max_new_tokens=10, stop=(STOP,)), letters=LETTERS, opening=(OPENING,),
-        keep=(*KEEP, "blocks", "hidden@last_latent") if keep is None else keep, seed=seed, chunk=chunk, mesh=mesh,
-        hold=hold, progress=False,
+        keep=(*KEEP, "blocks", "count", "hidden@last_latent") if keep is None else keep, seed=seed, chunk=chunk,
+        mesh=mesh, hold=hold, progress=False, sources=sources,
     )  # fmt: skip
+
+
+def sweep_into(folder, *, batches, conditions=None, wait=0.0, on_load=None, **how):
     conditions = CONDITIONS if conditions is None else conditions
-    run(sweeper, [prompts(b, wait, on_load) for b in batches], conditions, folder)
+    run(sweeper_of(**how), [prompts(b, wait, on_load) for b in batches], conditions, folder)
 
 
 if __name__ == "__main__":

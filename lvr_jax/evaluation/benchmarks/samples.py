@@ -29,6 +29,10 @@ class SampleBenchmark:
     def __getitem__(self, index: int) -> Sample:
         return self._source[index]
 
+    def counterfactual(self, index: int) -> Sample | None:
+        """The item with its target changed, so that the same question has another answer; None where none is made."""
+        return self._source.counterfactual(index) if hasattr(self._source, "counterfactual") else None
+
     def __repr__(self) -> str:
         return f"SampleBenchmark({self.name!r}, {len(self)} questions)"
 
@@ -53,3 +57,6 @@ class _Subset:
 
     def __getitem__(self, index: int) -> Sample:
         return self.source[self.indices[index]]
+
+    def counterfactual(self, index: int) -> Sample | None:
+        return self.source.counterfactual(self.indices[index]) if hasattr(self.source, "counterfactual") else None

@@ -1,4 +1,4 @@
-"""Which conditions does an audit run, and what is each of them evidence of? Names to conditions, and their roles."""
+"""The conditions of an audit: names to conditions, and what each of them is evidence of."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -7,30 +7,39 @@ from lvr_jax.latents import conditions as cond
 from lvr_jax.latents.conditions import ConditionError, Named
 from lvr_jax.latents.sources import SOURCES
 
+# What feeding a source is evidence of (conditions.EVIDENCE). Donors that were drawn without regard to their answer hold
+# other content of the same kind; those that were drawn for another answer argue for it, as an oracle does.
+OF_SOURCES = {
+    **dict.fromkeys(("donor", "donor_same_label", "donor_same_content", "donor_paper", "permuted", "reversed",
+                     "first_repeat", "mean", "step_mean"), cond.CARRIES),
+    **dict.fromkeys(("donor_directed", "donor_other_label", "oracle", "oracle_first", "wrong_box", "random_crop",
+                     "counterfactual"), cond.LISTENS),
+    **dict.fromkeys(("slot_embedding", "start_embedding"), cond.UNFAMILIAR),
+    "blank_image": cond.CARRIES, "self": cond.SHAM,
+}  # fmt: skip
 # Conditions that a config may name, besides noise of given strengths, budgets and single latents.
 NAMED = {
     "zero": cond.zero, "norm_matched": cond.norm_matched_noise, "unit_normal": cond.unit_normal,
-    "distribution_matched": cond.matched_noise, "markers_only": cond.markers_only, "format_only": cond.format_only,
+    "distribution_matched": cond.matched_noise, "box_budget": cond.box_budget, "markers_only": cond.markers_only,
+    "start_only": cond.start_only, "format_only": cond.format_only,
     "answer_blind_to_latents": cond.answer_blind_to_latents, "latents_blind_to_image": cond.latents_blind_to_image,
     "answer_blind_to_image": cond.answer_blind_to_image,
-    **{source: partial(cond.replaced, source) for source in SOURCES},
+    **{source: partial(cond.replaced, source, OF_SOURCES[source]) for source in SOURCES},
 }  # fmt: skip
-NEEDS_BOX = ("oracle", "oracle_first", "wrong_box")
+NEEDS_BOX = ("oracle", "oracle_first", "wrong_box", "box_budget")
 
 # What replaces the latents' content by other content of the same kind, or hides it: only these can show that the
-# content is used. A sham changes nothing, an oracle adds, a donor of another label or the oracle of a wrong box argues
+# content is used. A sham changes nothing, an oracle adds, a donor of another answer or the oracle of a wrong box argues
 # for a wrong answer (it can take more than the edge over chance, so that a partial use would look like a whole one),
 # and the others change format or the image's own path.
-CONTENT = (
-    "distribution_matched", "donor", "donor_same_label", "donor_paper", "permuted", "reversed", "first_repeat", "mean",
-    "step_mean", "answer_blind_to_latents",
-)  # fmt: skip
+CONTENT = tuple(name for name, make in NAMED.items() if make().evidence == cond.CARRIES)
 # What no latent ever was, or a format that the model was not trained on. That answers suffer shows that something has
 # to stand there, not that its content is read: the tiny study's LVR loses 39 points to zeros and gains 4 from the mean.
-UNFAMILIAR = (
-    "zero", "norm_matched", "unit_normal", "slot_embedding", "start_embedding", "markers_only", "format_only",
-)  # fmt: skip
-SHAM = "self"
+UNFAMILIAR = tuple(name for name, make in NAMED.items() if make().evidence in (cond.UNFAMILIAR, cond.FORMAT))
+SHAM, DIRECTED = "self", "donor_directed"
+# How the answer's own way to the image is closed: hidden from it by attention (what the question's states have read
+# of the image stays), or everything but the latents read from the same question about a blank image.
+CONTEXTS = {"hidden": cond.with_image_hidden, "blank": partial(cond.in_context, context="blank")}
 # The paper's five conditions by the names of its columns.
 PAPER = {"truncate": ("zero",), "noise_0.1": ("noise_0.1",), "noise_0.3": ("noise_0.3",), "noise_1.0": ("noise_1",),
          "swap": ("donor_paper", "donor")}  # fmt: skip
@@ -54,16 +63,48 @@ def named(names: Sequence[str]) -> list[Named]:
     return [NAMED[name]() for name in names]
 
 
+def check(conditions: Sequence[Named], categories: Sequence[str], contents: Sequence[str], variants: Sequence[str]):
+    """Refuses conditions that the items cannot serve, before anything runs. Raises ConditionError, one line.
+
+    categories, contents: of each item, its kind of question and what its right answer says; variants: other prompts
+    """
+    for c in conditions:
+        source = SOURCES.get(c.source)
+        for name in filter(None, (c.context, source and source.of_variant)):
+            if name not in variants:
+                raise ConditionError(f"condition {c.name!r} needs the prompt {name!r} of each item, these items have "
+                                     f"{', '.join(variants)}")  # fmt: skip
+        if c.source == DIRECTED:
+            answers: dict[str, list[str]] = {}
+            for kind, content in zip(categories, contents):
+                answers.setdefault(str(kind), []).append(str(content))
+            for kind, found in answers.items():
+                if len(set(found)) < 2:
+                    what = "one item" if len(found) == 1 else f"{len(found)} items with the one answer {found[0]!r}"
+                    raise ConditionError(f"condition {c.name!r}: kind of question {kind!r} has {what}, expected two "
+                                         "with different answers; leave the condition out, or that kind")  # fmt: skip
+
+
+def crossed(names: Sequence[str], contexts: Sequence[str]) -> list[Named]:
+    """The clean pass and these conditions with the answer's way to the image closed, in each of the contexts."""
+    unknown = [name for name in names if name not in NAMED]
+    if unknown:
+        raise ConditionError(f"conditions.crossed has {unknown[0]!r}, expected some of {', '.join(NAMED)}")
+    return [CONTEXTS[context](c) for context in contexts for c in (cond.clean(), *named(names))]
+
+
 def grid(
     names: Sequence[str], sigmas: Sequence[float], alphas: Sequence[float], budgets: Sequence[int],
-    per_latent: Sequence[str], latents: int,
+    per_latent: Sequence[str], latents: int, contexts: Sequence[str] = (), cross: Sequence[str] = (),
 ) -> list[Named]:  # fmt: skip
-    """Every condition of an audit, without the clean pass; per_latent: these, on one latent of each block at a time.
+    """Every condition of an audit, without the clean pass.
 
-    latents: of the longest block
+    per_latent: these, on one latent of each block at a time; latents: of the longest block; cross: conditions that are
+    run again in each of `contexts`
     """
     wanted = [
         *named(names), *(cond.absolute_noise(s) for s in sigmas), *(cond.relative_noise(a) for a in alphas),
         *(cond.budget(n) for n in budgets), *(cond.only(c, j) for c in named(per_latent) for j in range(latents)),
     ]  # fmt: skip
+    wanted += crossed(cross, contexts)
     return list({c.name: c for c in wanted}.values())

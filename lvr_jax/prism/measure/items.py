@@ -31,6 +31,7 @@ from lvr_jax.latents import regions
 from lvr_jax.latents.conditions import name_number
 from lvr_jax.latents.positions import spoken
 from lvr_jax.latents.sweep import Prompts
+from lvr_jax.prism.measure import variants
 
 REGIONS = ("box", "wrong_box", "random_crop")
 
@@ -94,6 +95,16 @@ class Items:
         return np.array([plain_text(row.choices[row.letter]) or row.letter for row in self.benchmark.rows], object)
 
     @functools.cached_property
+    def variants(self) -> tuple[str, ...]:
+        """Other prompts that items have (measure.variants)."""
+        return variants.available(self.benchmark)
+
+    def counterfactual_contents(self) -> list[str | None]:
+        """What the right answer about the changed scene would be; None where an item has no such scene."""
+        changed = [self.benchmark.counterfactual(i) for i in range(len(self.ids))]
+        return [None if sample is None else plain_text(sample.answer) for sample in changed]
+
+    @functools.cached_property
     def place(self) -> LetterPlace:
         """Where the answer's letter is picked; no ids where the first token does not tell the letters apart."""
         most = int(self.options.max())
@@ -143,17 +154,29 @@ class Items:
 
     def _prompts(self, batch: ItemBatch) -> Prompts:
         made = functools.lru_cache(maxsize=1)(lambda: [self.prompt(i) for i in batch.items])
+        together = lambda examples: collate([[e] for e in examples], batch.budget, self.geometry)  # noqa: E731
+
+        def variant(name):
+            own = [example for _, example in made()]
+            found, there = variants.examples(name, self.benchmark, batch.items, self._encoded, own)
+            return together(found), there
+
+        at = list(batch.items)
         return Prompts(
-            ids=tuple(self.ids[i] for i in batch.items),
-            batch=lambda: collate([[example] for _, example in made()], batch.budget, self.geometry),
-            labels=self.labels[list(batch.items)],
+            ids=tuple(self.ids[i] for i in at),
+            batch=lambda: together([example for _, example in made()]),
+            labels=self.labels[at], kinds=numbered(self.categories)[at], contents=numbered(self.contents)[at],
             regions=_Lazily(lambda name: [self.region(name, *each) for each in made()]) if self.boxed.any() else {},
+            variants={name: functools.partial(variant, name) for name in self.variants},
         )  # fmt: skip
 
     def prompt(self, i: int) -> tuple[Sample, Example]:
         sample = self.benchmark[i]
+        return sample, self._encoded(sample)
+
+    def _encoded(self, sample: Sample) -> Example:
         suffix = self.subject.spec.stages[-1].start if self.force else ""
-        return sample, encode_prompt(sample, self.subject.tokenizer, suffix=suffix, **self.limits)
+        return encode_prompt(sample, self.subject.tokenizer, suffix=suffix, **self.limits)
 
     def region(self, name: str, sample: Sample, example: Example) -> list[np.ndarray] | None:
         """For each stage of the system, the merged slots of a region (latents.sweep.Prompts.regions), or None."""
@@ -213,6 +236,11 @@ class Items:
         """Where in the benchmark each of these items is."""
         at = {name: n for n, name in enumerate(self.ids)}
         return np.array([at[name] for name in ids], int)
+
+
+def numbered(values: Sequence[str]) -> np.ndarray:
+    """Equal texts get equal numbers, from 0 in the order of the texts."""
+    return np.unique(np.asarray(values).astype(str), return_inverse=True)[1]
 
 
 class _Lazily(Mapping):

@@ -1,4 +1,4 @@
-"""What does the paper's own probe say? Logistic regression on z-scored states, with its mutual-information bound.
+"""The paper's own probe: logistic regression on z-scored states, with its mutual-information bound.
 
 "Cosine Misleads" appendix A (arXiv 2606.05753): L2 with C = 1, L-BFGS with 1,000 iterations, stratified shuffled 5
 folds, seed 42. scikit-learn, so that the solver is the paper's too: at D = 2048 it stops early, and where it stops is
@@ -47,7 +47,8 @@ def logistic_probe(
     x, labels, *, k=5, c=1.0, max_iter=1000, seed=42, level=0.95, draws=intervals.DRAWS
 ) -> LogisticProbe:
     """x [I, D] finite, labels [I]; k falls to the count of the rarest label. Raises ValueError if that is below 2."""
-    x, labels = np.asarray(x), np.asarray(labels)
+    # In fp32, scikit-learn 1.9 solves in fp32 where 1.8 did in fp64, and an item or two change sides.
+    x, labels = np.asarray(x, np.float64), np.asarray(labels)
     folds = stratified_folds(labels, k, seed)
     classes, target = np.unique(labels, return_inverse=True)
     n, k = len(labels), len(folds.held)

@@ -1,4 +1,4 @@
-"""Where can the answer be read? All probes of one capture: the grid of positions and layers, and the paper's pair."""
+"""All probes of one capture: letters and contents at every position and layer, and the paper's pair of positions."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -7,6 +7,7 @@ import numpy as np
 
 from lvr_jax.prism.measure.capture import Capture
 from lvr_jax.prism.probes.capacity import capacity_ladder
+from lvr_jax.prism.probes.content import Questions, read_content
 from lvr_jax.prism.probes.controls import CONTROL_KINDS, control_labels
 from lvr_jax.prism.probes.folds import stratified_folds
 from lvr_jax.prism.probes.logistic_probe import logistic_probe
@@ -15,25 +16,32 @@ from lvr_jax.prism.statistics.intervals import Interval
 
 # The paper's positions: (a) the answer-decoding state, (b) the last latent output, and the question before them.
 A, B, QUESTION = "answer", "last_latent", "question"
+# What is fed as the first latent.
+H0 = "h0"
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """folds: how many; controls: labelings of each kind; control: kind for the grid; ladder: PCA ranks to climb
-    (none: no ladder); level, draws, seed: of intervals and shuffles (folds are always split by seed 42)."""
+    (none: no ladder); content: which probes for what the answer says (content.KINDS_OF_PROBE); level, draws, seed: of
+    intervals and shuffles (folds are always split by seed 42)."""
 
     folds: int = 5
     controls: int = 20
     control: str = "marginal"
     ladder: tuple[int, ...] = (1, 4, 16, 64)
+    content: str = "auto"
     level: float = 0.95
     draws: int = 2000
     seed: int = 0
 
 
-def read_out(capture: Capture, options: np.ndarray, categories: np.ndarray, how: Settings) -> dict:
+def read_out(
+    capture: Capture, options: np.ndarray, categories: np.ndarray, how: Settings, questions: Questions | None = None
+) -> dict:
     """Everything that probes say, ready for JSON but for dataclasses and arrays.
 
+    questions: what the content probes need (None: letters alone); content: see `content.read_content`.
     grid: position -> items, and by layer accuracy, control, selectivity; paper: the logistic probe at (a), (b) and the
     question mean over the items that have (a) and (b); gap; baselines; controls; ladder. A probe that cannot be fitted
     (a letter that occurs once) is a `reason` instead.
@@ -42,7 +50,11 @@ def read_out(capture: Capture, options: np.ndarray, categories: np.ndarray, how:
     return {
         "grid": {name: found[name] for name in capture.positions},
         "pair": _pair(capture, options, categories, how),
-    }
+        "content": None if questions is None else read_content(
+            capture, questions, how.content, pair=(A, B), question=QUESTION, h0=H0, folds=how.folds,
+            controls=how.controls, level=how.level, draws=how.draws, seed=how.seed,
+        ),
+    }  # fmt: skip
 
 
 def _grid(capture: Capture, categories, how: Settings):

@@ -1,4 +1,4 @@
-"""Ridge classification in closed form: what can a linear read-out of every position and layer say, all at once?
+"""Ridge classification in closed form, for every position and layer at once.
 
 With I items and D features, D is far above I here, so everything happens in the I x I Gram matrix: one
 eigendecomposition a fold serves every regularisation, every PCA rank, every leave-one-out score and every labeling
@@ -112,19 +112,11 @@ def _map_cells(x, labels, folds, alphas, ranks, *, n_classes, standardize, loo, 
 
 def _cell(x, labels, folds, alphas, ranks, *, n_classes, standardize, loo):
     """x [I, D] of one position and layer, through all folds, rungs and labelings."""
-    used = folds.used[:, None]
-    # The intercept makes any common shift immaterial; taking it out before the products keeps fp32 exact enough for
-    # hidden states whose mean dwarfs their spread. Unused items may hold anything, NaN too.
-    x = jnp.where(used, x, 0)
-    x = jnp.where(used, x - x.sum(0) / used.sum(), 0)
+    x = centred(x, folds.used)
     gram = None if standardize else _einsum("id,jd->ij", x, x)
 
     def one_fold(train, train_valid, held, held_valid):
-        if standardize:
-            scaled = x / _scale(x[train], train_valid)
-            fold_gram = _einsum("id,jd->ij", scaled, scaled)
-        else:
-            fold_gram = gram
+        fold_gram = scaled_gram(x, train, train_valid) if standardize else gram
         # Centred rows span no more dimensions than there are features, or rows less one.
         rank = jnp.minimum(ranks, jnp.minimum(x.shape[1], train_valid.sum() - 1))
         return _fold(fold_gram, labels, train, train_valid, held, held_valid, alphas, rank, n_classes, loo)
@@ -144,12 +136,59 @@ def _cell(x, labels, folds, alphas, ranks, *, n_classes, standardize, loo):
     )
 
 
+def centred(x, used):
+    """x [I, D] with the mean of the used items taken out, and 0 at the others, which may hold anything, NaN too.
+
+    The intercept makes any common shift immaterial; taking it out before the products keeps fp32 exact enough for
+    hidden states whose mean dwarfs their spread.
+    """
+    used = used[:, None]
+    x = jnp.where(used, x, 0)
+    return jnp.where(used, x - x.sum(0) / used.sum(), 0)
+
+
+def scaled_gram(x, train, train_valid):
+    """Gram matrix [I, I] of x [I, D], each feature divided by its deviation over the training rows."""
+    scaled = x / _scale(x[train], train_valid)
+    return _einsum("id,jd->ij", scaled, scaled)
+
+
 def _fold(gram, labels, train, train_valid, held, held_valid, alphas, ranks, n_classes, loo):
     """guess [A, E, J] int8 of the held-out rows, accuracy [A, J] on them, leave-one-out score [A, J] in training."""
+    target = 2 * jax.nn.one_hot(labels[:, train], n_classes, dtype=gram.dtype) - 1       # [J, R, Y]
+    fit = dual_fit(gram, target, train, train_valid, held, alphas, ranks)
+    guess = jnp.argmax(fit.decision, axis=-1)
+    hit = (guess == labels[:, held].T) & held_valid[:, None]
+    accuracy = hit.sum(1) / held_valid.sum()
+    rows = train_valid.astype(gram.dtype)
+    if loo == "squared_error":
+        score = fit.loo_score
+    else:
+        left_out = jnp.argmax(target.transpose(1, 0, 2) - fit.error, axis=-1)            # [A, R, J]
+        score = ((left_out == labels[:, train].T) * rows[:, None]).sum(1) / rows.sum()
+    return guess.astype(jnp.int8), accuracy.astype(gram.dtype), score
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class DualFit:
+    """Ridge with an unpenalised intercept, fitted to the training rows of one fold.
+
+    decision [A, E, J, Y]: predictions for the held-out rows; mean [J, Y]: of the training targets; error [A, R, J, Y]:
+    training target minus its prediction by a fit without that row; loo_score [A, J]: minus the mean square of those
+    """
+
+    decision: jax.Array
+    mean: jax.Array
+    error: jax.Array
+    loo_score: jax.Array
+
+
+def dual_fit(gram, target, train, train_valid, held, alphas, ranks) -> DualFit:
+    """gram [I, I] of the states, target [J, R, Y] of the training rows; padding rows may hold anything."""
     rows = train_valid.astype(gram.dtype)                                                # [R]
     kernel = gram[train[:, None], train[None]] * rows[:, None] * rows                    # [R, R]
     values, basis = _centred_eigenbasis(kernel, rows)                                    # [Q], [R, Q], Q = R - 1
-    target = 2 * jax.nn.one_hot(labels[:, train], n_classes, dtype=gram.dtype) - 1       # [J, R, Y]
     target = target.transpose(1, 0, 2) * rows[:, None, None]
     mean = target.sum(0) / rows.sum()                                                    # [J, Y]
     coordinates = _einsum("rq,rjy->qjy", basis, target)
@@ -159,20 +198,13 @@ def _fold(gram, labels, train, train_valid, held, held_valid, alphas, ranks, n_c
     cross = gram[held[:, None], train[None]] * rows                                      # [E, R]
     projected = _einsum("er,rq->eq", cross - kernel.sum(0) / rows.sum(), basis)
     decision = _einsum("eq,aq,qjy->aejy", projected, inverse, coordinates) + mean
-    guess = jnp.argmax(decision, axis=-1)
-    hit = (guess == labels[:, held].T) & held_valid[:, None]
-    accuracy = hit.sum(1) / held_valid.sum()
 
     # y - prediction without that row = (1 - hat) y / diag(1 - hat); exact for ridge with an intercept.
     leverage = _einsum("rq,aq,rq->ar", basis, residual, basis)
     leverage = jnp.where(train_valid, leverage, 1)
     error = _einsum("rq,aq,qjy->arjy", basis, residual, coordinates) / leverage[..., None, None]
-    if loo == "squared_error":
-        score = -(error**2 * rows[:, None, None]).sum((1, 3)) / (rows.sum() * n_classes)
-    else:
-        left_out = jnp.argmax(target - error, axis=-1)                                   # [A, R, J]
-        score = ((left_out == labels[:, train].T) * rows[:, None]).sum(1) / rows.sum()
-    return guess.astype(jnp.int8), accuracy.astype(gram.dtype), score
+    score = -(error**2 * rows[:, None, None]).sum((1, 3)) / (rows.sum() * target.shape[-1])
+    return DualFit(decision, mean, error, score)
 
 
 def _centred_eigenbasis(kernel, rows):
