@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -14,10 +14,9 @@ from flax import nnx
 
 from lvr_jax.checkpoints import load, open_hf, open_ours
 from lvr_jax.checkpoints.folder import is_ours, read_json, resolve
-from lvr_jax.data.images import QWEN_PIXELS
 from lvr_jax.data.tokenizers import IM_END, ChatTokenizer, check_config, load_tokenizer
+from lvr_jax.evaluation.preprocessor import pixel_limits, preprocessor_fields
 from lvr_jax.evaluation.protocol import Protocol
-from lvr_jax.evaluation.rows import BenchmarkError
 from lvr_jax.latents.routing import ATTENTION, FIELD
 from lvr_jax.latents.spec import SYSTEMS, LatentSpec, LatentStage, Plan, SpecError, check_ids, plan
 from lvr_jax.models.qwen2_5_vl.config import Config
@@ -81,7 +80,7 @@ def open_subject(
     spec = default_system(tokenizer, fields, config, where) if system is None else known_system(system)
     check_ids(spec, token_ids(tokenizer), fields, f"tokenizer {tokenizer.source}")
     generation = _optional(files / "generation_config.json")
-    low, high, notes = pixel_limits(_optional(files / "preprocessor_config.json"), os.fspath(files))
+    low, high, notes = pixel_limits(*preprocessor_fields(files))
     if generation.get("repetition_penalty") is not None:
         notes = (*notes, f"generation_config.json: repetition_penalty {generation['repetition_penalty']}"
                          " (the protocol's own is used)")
@@ -148,26 +147,16 @@ def _optional(path) -> dict:
     return read_json(path) if path.exists() else {}
 
 
-def pixel_limits(fields: Mapping[str, Any], where: str) -> tuple[int, int, tuple[str, ...]]:
-    """Area limits of preprocessor_config.json, by either naming, and a note where it has none."""
-    size = fields.get("size") or {}
-    found = [fields.get(plain) or size.get(plain) or size.get(edge)
-             for plain, edge in (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge"))]
-    limits = [given or default for given, default in zip(found, QWEN_PIXELS)]
-    if not all(isinstance(x, int) for x in limits) or not 0 < limits[0] <= limits[1]:
-        raise BenchmarkError(f"{where}: preprocessor_config.json has pixel limits {limits[0]!r} to {limits[1]!r},"
-                             " expected whole numbers, 0 < min <= max")
-    missing = () if all(found) else (f"{where}: no pixel limits in preprocessor_config.json, taken: {limits[0]} to"
-                                     f" {limits[1]} (those of Qwen2.5-VL)",)
-    return limits[0], limits[1], missing
-
-
 def stop_ids(generation: Mapping[str, Any], fields: Mapping[str, Any], tokenizer: ChatTokenizer) -> tuple[int, ...]:
     """eos_token_id of generation_config.json, else of config.json, else the end of a chat turn."""
     nested = fields.get("text_config") or {}
     for found in (generation.get("eos_token_id"), fields.get("eos_token_id"), nested.get("eos_token_id")):
-        if found is not None:
-            return tuple(found if isinstance(found, Sequence) else [found])
+        if found is None:
+            continue
+        ids = found if isinstance(found, list) else [found]
+        if not ids or not all(isinstance(x, int) and not isinstance(x, bool) and x >= 0 for x in ids):
+            raise SpecError(f"{tokenizer.source}: eos_token_id is {found!r}, expected a token id or a list of them")
+        return tuple(ids)
     return (tokenizer.id(IM_END),)
 
 

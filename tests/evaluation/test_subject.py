@@ -13,9 +13,11 @@ from test_runner import GOLDEN, checkpoint
 from lvr_jax.checkpoints import read_config
 from lvr_jax.data.tokenizers import ChatTokenizer, TokenizerError, load_tokenizer
 from lvr_jax.evaluation import generation
+from lvr_jax.evaluation.preprocessor import pixel_limits, preprocessor_fields
 from lvr_jax.evaluation.rows import BenchmarkError
-from lvr_jax.evaluation.subject import default_system, open_subject, pixel_limits, stop_ids
+from lvr_jax.evaluation.subject import default_system, open_subject, stop_ids
 from lvr_jax.latents.spec import SYSTEMS, SpecError
+from lvr_jax.models.qwen2_5_vl.vision import IMAGE_MEAN
 
 
 @pytest.fixture
@@ -61,6 +63,34 @@ def test_pixel_limits_are_those_of_the_preprocessor_by_either_name():
     assert (low, high) == (3136, 12845056) and "no pixel limits" in notes[0]
     with pytest.raises(BenchmarkError, match="pixel limits 5 to 4"):
         pixel_limits({"min_pixels": 5, "max_pixels": 4}, "x")
+
+
+@pytest.mark.parametrize("fields, says", [
+    ({"image_mean": [0.5, 0.5, 0.5]}, "image_mean is"),
+    ({"image_std": 1}, "image_std is 1"),
+    ({"patch_size": 16}, "patch_size is 16, expected 14"),
+    ({"merge_size": "2"}, "merge_size is '2', expected 2"),
+    ({"size": [1, 2]}, "size is a list, expected an object"),
+    ({"min_pixels": True}, "pixel limits True"),
+    ({"max_pixels": 1e9}, "pixel limits"),
+])  # fmt: skip
+def test_a_preprocessor_that_does_something_else_is_refused_by_field(fields, says):
+    with pytest.raises(BenchmarkError, match=f"^x: .*{says}"):
+        pixel_limits(fields, "x")
+
+
+def test_the_preprocessor_is_found_where_either_release_of_transformers_keeps_it(tmp_path):
+    inner = {"size": {"shortest_edge": 784, "longest_edge": 12544}, "image_mean": list(IMAGE_MEAN)}
+    (tmp_path / "processor_config.json").write_text(json.dumps({"image_processor": inner}))
+    assert pixel_limits(*preprocessor_fields(tmp_path)) == (784, 12544, ())
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"min_pixels": 800, "max_pixels": 900}))
+    assert pixel_limits(*preprocessor_fields(tmp_path)) == (800, 900, ())
+
+
+@pytest.mark.parametrize("found", ["7", [], [1.5], True, -1, {"a": 1}])
+def test_an_end_of_text_that_is_no_token_is_refused(tiny, found):
+    with pytest.raises(SpecError, match="eos_token_id is .*, expected a token id"):
+        stop_ids({"eos_token_id": found}, {}, tiny.tokenizer)
 
 
 def test_text_ends_where_the_generation_config_says(tiny):
