@@ -36,6 +36,7 @@ from lvr_jax.training.experiment import data_of
 from lvr_jax.training.input import sources_of
 
 matplotlib.use("Agg")
+matplotlib.rcParams["text.parse_math"] = False      # a dollar in a question is a dollar
 from matplotlib import pyplot as plt  # noqa: E402
 from matplotlib.patches import Patch, Rectangle  # noqa: E402
 

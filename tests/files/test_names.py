@@ -23,11 +23,11 @@ def test_texts_that_differ_in_separators_or_length_only_have_two_names():
     assert len({file_name(text) for text in ("a/b", "a b", "a?b", "a_b", "x" * 300, "x" * 301)}) == 6
 
 
-@pytest.mark.parametrize("name", ["../a.png", "x/../../a.png", "/etc/passwd", "", None, 3, "a\0b", ".."])
 def test_a_text_that_is_the_name_of_another_has_a_name_of_its_own():
     assert file_name(file_name("a/b")) != file_name("a/b")
 
 
+@pytest.mark.parametrize("name", ["../a.png", "x/../../a.png", "/etc/passwd", "", None, 3, "a\0b", ".."])
 def test_a_path_that_leaves_the_folder_is_refused(tmp_path, name):
     with pytest.raises(ValueError, match="is "):
         inside(tmp_path, name)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import pathlib
 import re
 from collections.abc import Iterator, Sequence
@@ -14,6 +13,7 @@ from lvr_jax.checkpoints import load_hf
 from lvr_jax.data.packing import Batch, Geometry, collate
 from lvr_jax.data.sample import Example
 from lvr_jax.data.tokenizers import ChatTokenizer, load_tokenizer
+from lvr_jax.files.json_io import JsonError, parse_object
 from lvr_jax.models.qwen2_5_vl.config import Config
 from lvr_jax.models.qwen2_5_vl.layout import mrope_positions
 
@@ -103,9 +103,18 @@ class Case:
     def __init__(self, path: pathlib.Path):
         self.path, self.name = path, path.stem
         self.kind = path.stem.split("_")[0]
-        with np.load(path) as file:
-            self.arrays = {key: file[key] for key in file.files}
-        self.meta = json.loads(str(self.arrays.pop("meta")))
+        try:
+            with np.load(path) as file:
+                self.arrays = {key: file[key] for key in file.files}
+        # NumPy and zipfile raise whatever a damaged file leads them to
+        except Exception as error:
+            raise CaseError(f"{path.name}: cannot be read as .npz ({' '.join(str(error).split())})") from error
+        if "meta" not in self.arrays:
+            raise CaseError(f"{path.name}: has no array meta, expected a JSON object as text")
+        try:
+            self.meta = parse_object(str(self.arrays.pop("meta")), f"{path.name}: meta")
+        except JsonError as error:
+            raise CaseError(str(error)) from error
 
     def __contains__(self, key: str) -> bool:
         return key in self.arrays

@@ -24,7 +24,7 @@ MARKERS = "osD^vPX"
 GREY = "#777777"
 STYLE = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False,
          "svg.hashsalt": "prism", "svg.fonttype": "path", "axes.titlesize": 10,
-         "figure.facecolor": "white"}  # fmt: skip
+         "figure.facecolor": "white", "text.parse_math": False}  # fmt: skip
 WIDTH = 5.0
 
 

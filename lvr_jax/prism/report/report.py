@@ -6,9 +6,7 @@
     tables/*.csv          answers-NAME.csv: every item under every condition
 """
 
-import csv
 import dataclasses
-import io
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -17,6 +15,8 @@ from etils import epath
 from matplotlib.figure import Figure
 
 from lvr_jax.checkpoints.errors import disk_full_is_one_line
+from lvr_jax.files.csv_io import to_csv
+from lvr_jax.files.names import file_name
 from lvr_jax.prism.audit import Audit
 from lvr_jax.prism.measure.corruptions import is_content
 from lvr_jax.prism.report import certainty, figures, gallery, page, prose, replicates, setting_comparison, tables
@@ -114,7 +114,7 @@ def _item(files: "_Files", audit: Audit, a: Mapping, index: int) -> dict:
     answer = a["answers"][index]
     figure = gallery.draw(audit.items, index, audit.folder / "capture", answer["latents"])
     caption = f"Item {answer['id']}: image, box, and the image tokens nearest to each latent."
-    key = f"item-{slug(a['name'])}-{slug(answer['id'])}"
+    key = f"item-{slug(a['name'])}-{file_name(answer['id'])}"
     content, margin = answer["content"], answer["margin"] or {}
     rows = [{"name": c, "answer": content[c], "letter": answer["letter"][c] if a["clean"]["worded"] else "",
              "right": answer["right"][c], "margin": number(margin.get(c), 2, sign=True)}
@@ -138,14 +138,14 @@ def _picture(files: "_Files", key: str, figure: Figure, caption: str, kind: str 
 
 def slug(name: str) -> str:
     """A name as a file name and as an anchor."""
-    return re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-") or "checkpoint"
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-.") or "checkpoint"
 
 
 def table_csv(table: Table) -> str:
     rows = [("source", *table.columns)]
     first = len(table.rows) if table.published is None else table.published
     rows += [("run" if n < first else "published", *row) for n, row in enumerate(table.rows)]
-    return _csv(rows)
+    return to_csv(rows)
 
 
 def answers_csv(a: Mapping) -> str:
@@ -161,13 +161,7 @@ def answers_csv(a: Mapping) -> str:
                   int(c in answer["replies"]), "" if margin.get(c) is None else f"{margin[c]:.6g}",
                   int(c in answer["missing"]), answer["replies"].get(c, answer["reply"]))
                  for c, content in answer["content"].items()]  # fmt: skip
-    return _csv(rows)
-
-
-def _csv(rows) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue()
+    return to_csv(rows)
 
 
 class _Files:
