@@ -14,6 +14,8 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lvr_jax.checkpoints.orbax_io import flat, nested
+from lvr_jax.multihost.cell import Cell
+from lvr_jax.multihost.hosts import ALONE, Hosts
 
 AXES = ("data", "fsdp", "tensor")
 _AUTO = (AxisType.Auto,) * len(AXES)
@@ -85,6 +87,49 @@ def make_mesh(
     within = (sizes[0] // len(slices), *sizes[1:])
     parts = [jax.make_mesh(within, AXES, devices=part, axis_types=_AUTO).devices for part in slices]
     return Mesh(np.concatenate(parts), AXES, axis_types=_AUTO)
+
+
+def make_cell(
+    shape: Mapping[str, int],
+    hosts: Hosts = ALONE,
+    devices: Sequence[jax.Device] | None = None,
+) -> Cell:
+    """The cell of this process under a mesh shape that holds the weights once: its own devices if they are enough,
+    else the fewest whole processes next to each other. An axis of -1 takes what is left of them.
+
+    devices: of all processes; hosts.index says which of them are this process's. MeshError if the shape does not fit a
+    process's devices, nor a number of processes that divides theirs.
+    """
+    devices = jax.devices() if devices is None else devices
+    owned: dict[int, list[jax.Device]] = {}
+    for device in devices:
+        owned.setdefault(device.process_index, []).append(device)
+    own = owned[hosts.index]
+    asked = math.prod(int(size) for size in shape.values() if size > 0)
+    if asked <= len(own):
+        mesh = make_mesh(shape, own) if len(own) > 1 or asked > 1 else _checked(shape, own)
+        return Cell(mesh, hosts.index, hosts.count, True, hosts)
+    width, rest = divmod(asked, len(own))
+    if rest or len(owned) % width:
+        shown = ", ".join(f"{axis}={size}" for axis, size in shape.items())
+        raise MeshError(f"mesh {shown} does not divide {len(owned)} processes of {len(own)} devices, expected a cell of"
+                        " whole processes")
+    order = sorted(owned, key=lambda index: _place(owned[index]))
+    number = order.index(hosts.index) // width
+    members = order[number * width : (number + 1) * width]
+    mesh = make_mesh({axis: max(int(size), 1) for axis, size in shape.items()}, [d for i in members for d in owned[i]])
+    return Cell(mesh, number, len(owned) // width, hosts.index == members[0], hosts)
+
+
+def _checked(shape: Mapping[str, int], own: Sequence[jax.Device]) -> None:
+    """One device needs no mesh, but a shape that is none is refused all the same."""
+    make_mesh(shape, own)
+
+
+def _place(own: Sequence[jax.Device]) -> tuple[int, ...]:
+    """Where a process's devices lie, so that neighbours in this order fill a box of the torus."""
+    corner = min(tuple(reversed(getattr(d, "coords", ()))) for d in own)
+    return (_slice_of(own[0]), *corner, own[0].process_index)
 
 
 def matching(rules: Rules, path: str) -> list[int]:
