@@ -8,8 +8,10 @@
 
 `--protocol.FIELD=VALUE` sets a switch of the protocol (lvr_jax/evaluation/protocol.py), `--benchmark.FIELD=VALUE` an
 option of the benchmark's reader. A run that was stopped, killed or short of disk space goes on where it was when the
-same command is given again. Rows are spread over all local devices; parameters are cut by `--mesh fsdp=..,tensor=..`.
-On several hosts every host gives the same command with `--distributed` and a folder that all of them see.
+same command is given again. Rows are spread over a host's devices; parameters are cut by `--mesh fsdp=..,tensor=..`,
+over several hosts if one cannot hold them. On a pod every host gets the same command (tools/launch_tpu.sh all) and an
+output that all of them see, such as gs://bucket/vstar.jsonl: each does its part of the batches, the first one writes
+the output. Elsewhere JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID say who the hosts are.
 
 Exit status: 0 done, 1 failed or stopped, 2 bad input.
 """
@@ -17,9 +19,10 @@ Exit status: 0 done, 1 failed or stopped, 2 bad input.
 import argparse
 import ast
 import dataclasses
+import os
 import signal
 import sys
-from pathlib import Path
+import traceback
 
 import jax
 import jax.numpy as jnp
@@ -39,10 +42,14 @@ from lvr_jax.latents.spec import SpecError
 from lvr_jax.models.qwen2_5_vl.config import ConfigError
 from lvr_jax.models.qwen2_5_vl.layers import Compute
 from lvr_jax.models.qwen2_5_vl.model import abstract_model
-from lvr_jax.training.partitioning import RULES, MeshError, make_mesh, shardings
+from lvr_jax.multihost.cell import Cell
+from lvr_jax.multihost.hosts import ALONE, Hosts, HostsError, MissingHost, code_version
+from lvr_jax.training.distributed import DistributedError, initialize
+from lvr_jax.training.partitioning import RULES, MeshError, make_cell, shardings
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-BAD_INPUT = (CheckpointError, ConfigError, SpecError, DataError, MeshError)
+BAD_INPUT = (CheckpointError, ConfigError, SpecError, DataError, MeshError, HostsError, DistributedError)
+ROWS_A_DEVICE = 8
 
 
 class Stopped(Exception):
@@ -58,15 +65,15 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--system", metavar="NAME", help=f"latent system: {', '.join(KNOWN)} (default: what config.json says)")
     add("--protocol", default="clean", metavar="NAME", help=f"{' or '.join(protocols.PROTOCOLS)} (default: clean)")
     add("--budget", type=int, metavar="N", help="latents a block (default: the protocol's)")
-    add("--batch", type=int, default=8, metavar="ROWS", help="items a batch, over all local devices (default: 8)")
+    add("--batch", type=int, metavar="ROWS", help=f"items a batch (default: {ROWS_A_DEVICE} a device that rows go to)")
     add("--limit", type=int, metavar="N", help="only the first N items")
     add("--any-count", action="store_true", help="accept a folder with another number of questions than published")
     add("--output", metavar="FILE", help="JSONL of per-item results")
     add("--workdir", metavar="DIR", help="instead of --output: DIR/BENCHMARK-PROTOCOL.jsonl")
     add("--dtype", choices=DTYPES, help="of the computation (default: float32 on a CPU, else bfloat16)")
-    add("--mesh", default="data=-1", metavar="AXIS=N,..", help="local devices by data, fsdp, tensor (default: data=-1)")
+    add("--mesh", default="data=-1", metavar="AXIS=N,..", help="a host's devices by data, fsdp, tensor (default: "
+        "data=-1); more than it has makes several hosts hold the weights together")
     add("--programs", type=int, default=4, metavar="N", help="compile at most this many sizes (default: 4)")
-    add("--distributed", action="store_true", help="call jax.distributed.initialize(): one process of several hosts")
     add("--compare", nargs=2, metavar=("A", "B"), help="paired table of two result files; runs nothing")
     options, rest = parser.parse_known_args(arguments)
     options.switches, options.reader = {}, {}
@@ -116,37 +123,38 @@ def protocol_of(options: argparse.Namespace) -> protocols.Protocol:
     return protocols.protocol(options.protocol, **switches)
 
 
-def mesh_of(options: argparse.Namespace) -> jax.sharding.Mesh:
-    """All local devices by axis; hosts share no arrays, each evaluates its own batches."""
+def cell_of(options: argparse.Namespace, hosts: Hosts) -> Cell:
+    """The devices that evaluate together, by axis."""
     try:
         shape = {name: int(size) for name, size in (each.split("=") for each in options.mesh.split(","))}
     except ValueError:
         raise MeshError(f"--mesh is {options.mesh!r}, expected AXIS=N,... such as data=2,tensor=4") from None
-    return make_mesh(shape, jax.local_devices())
+    return make_cell(shape, hosts)
 
 
-def evaluate(options: argparse.Namespace) -> tuple[Subject, Results]:
+def evaluate(options: argparse.Namespace, hosts: Hosts = ALONE) -> tuple[Subject, Results]:
+    hosts.same({"code": code_version(), "options": {key: repr(value) for key, value in vars(options).items()}})
+    output = options.output or os.path.join(options.workdir, f"{options.benchmark}-{options.protocol}.jsonl")
+    hosts.share(os.path.dirname(output) or ".")
     protocol = protocol_of(options)
     benchmark = load_benchmark(
         options.benchmark, options.data, protocol, any_count=options.any_count, **options.reader
     )
     if options.limit is not None and options.limit < len(benchmark):
         benchmark = benchmark.subset(range(options.limit))
-    mesh = mesh_of(options)
+    cell = cell_of(options, hosts)
     dtype = DTYPES[options.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")]
     config = read_config(options.checkpoint)
-    subject = open_subject(
-        options.checkpoint, system=options.system, shardings=shardings(abstract_model(config)[1], RULES, mesh),
-        dtype=jnp.float32 if dtype == jnp.float32 else None,            # widened once; narrowed where it is used
-    )  # fmt: skip
+    # Weights are held as they are used: half the memory and half the reading where the computation is in bfloat16.
+    where = None if cell.mesh is None else shardings(abstract_model(config)[1], RULES, cell.mesh)
+    subject = open_subject(options.checkpoint, system=options.system, shardings=where, dtype=dtype)
+    say = lambda line: print(line, file=sys.stderr) if hosts.first else None  # noqa: E731
     for note in subject.notes:
-        print(f"note: {note}", file=sys.stderr)
-    name = f"{options.benchmark}-{options.protocol}.jsonl"
-    output = Path(options.output) if options.output else Path(options.workdir) / name
+        say(f"note: {note}")
     return subject, run(
-        subject, benchmark, protocol, output, rows=options.batch, mesh=mesh, compute=Compute(dtype),
-        programs=options.programs, details={"options": {k: repr(v) for k, v in sorted(options.reader.items())}},
-        say=lambda line: print(line, file=sys.stderr),
+        subject, benchmark, protocol, output, rows=options.batch or ROWS_A_DEVICE * cell.shards, cell=cell,
+        compute=Compute(dtype), programs=options.programs, say=say,
+        details={"options": {k: repr(v) for k, v in sorted(options.reader.items())}},
     )  # fmt: skip
 
 
@@ -185,23 +193,28 @@ def _stop(number, frame):
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     logging.set_verbosity(logging.ERROR)            # Orbax warns of what is meant to be so
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _stop)
+    hosts = ALONE
     try:
         if options.compare:
             print(compare(*(read_results(path) for path in options.compare)).table())
             return 0
-        if options.distributed:
-            jax.distributed.initialize()
-        _, results = evaluate(options)
-        if jax.process_index() == 0:
+        initialize()
+        for number in (signal.SIGTERM, signal.SIGINT):      # after JAX, whose own handler would only take notice
+            signal.signal(number, _stop)
+        hosts = Hosts.here("evaluate")
+        _, results = evaluate(options, hosts)
+        if hosts.first:
             print(summary(results))
+        hosts.finish()
     except BAD_INPUT as error:
-        print(f"evaluate: {error}", file=sys.stderr)
-        return 2
-    except (Stopped, OSError) as error:
-        print(f"evaluate: {error}", file=sys.stderr)
-        return 1
+        return hosts.leave(2, f"evaluate: {error}")
+    except (Stopped, MissingHost, OSError) as error:
+        return hosts.leave(1, f"evaluate: {error}")
+    except Exception as error:                      # a fault of the program: the other hosts must not wait
+        if hosts.count == 1:
+            raise
+        traceback.print_exc()
+        return hosts.leave(1, f"evaluate: {type(error).__name__}: {error}")
     return 0
 
 

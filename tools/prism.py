@@ -8,12 +8,14 @@
 
 Checkpoints are Hugging Face or Orbax folders of any latent system. Everything is kept in --workdir batch by batch: the
 same command goes on where it was stopped, and does nothing twice. The result is WORKDIR/report/report.html (one file,
-no network needed) with report.json, figures and tables beside it.
+no network needed) with report.json, figures and tables beside it. On a pod every host gets the same command
+(tools/launch_tpu.sh all) and a workdir that all of them see: they share the items, the first one writes the report.
 
 Exit status: 0 done, 1 failed or stopped, 2 bad input.
 """
 
 import sys
+import traceback
 from pathlib import Path
 
 from absl import app, flags, logging
@@ -22,7 +24,9 @@ from ml_collections import config_flags
 # Configs import each other as `configs.NAME`.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from lvr_jax.multihost.hosts import ALONE, Hosts, MissingHost
 from lvr_jax.prism import experiment
+from lvr_jax.training.distributed import DistributedError, initialize
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, such as configs/prism.py.", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything that is made (local or gs://).")
@@ -31,33 +35,37 @@ PROGRESS = flags.DEFINE_bool("progress", True, "Show progress bars.")
 
 def main(arguments: list[str]) -> int:
     logging.set_verbosity(logging.ERROR)            # Orbax warns of what is meant to be so
+    hosts = ALONE
     try:
         if len(arguments) > 1:
-            return refused(f"argument {arguments[1]!r}: not expected (see --help)")
+            return hosts.leave(2, line(f"argument {arguments[1]!r}: not expected (see --help)"))
         if not WORKDIR.value:
-            return refused("--workdir: missing, expected a folder for the results")
+            return hosts.leave(2, line("--workdir: missing, expected a folder for the results"))
         if CONFIG.value is None:
-            return refused("--config: missing, expected a config file such as configs/prism.py")
-        say = lambda line: print(f"prism: {line}", file=sys.stderr, flush=True)  # noqa: E731
-        page = experiment.run(CONFIG.value, WORKDIR.value, progress=PROGRESS.value, say=say)
-    except experiment.BAD_INPUT as error:
-        return refused(error)
-    except OSError as error:
-        return failed(error)
+            return hosts.leave(2, line("--config: missing, expected a config file such as configs/prism.py"))
+        initialize()
+        hosts = Hosts.here("prism")
+        say = lambda text: print(line(text), file=sys.stderr, flush=True) if hosts.first else None  # noqa: E731
+        page = experiment.run(CONFIG.value, WORKDIR.value, progress=PROGRESS.value, say=say, hosts=hosts)
+        hosts.finish()
+    except (*experiment.BAD_INPUT, DistributedError) as error:
+        return hosts.leave(2, line(error))
+    except (MissingHost, OSError) as error:
+        return hosts.leave(1, line(error))
     except KeyboardInterrupt:
-        return failed("stopped; the same command goes on from here")
-    print(page)
+        return hosts.leave(1, line("stopped; the same command goes on from here"))
+    except Exception as error:                      # a fault of the program: the other hosts must not wait
+        if hosts.count == 1:
+            raise
+        traceback.print_exc()
+        return hosts.leave(1, line(f"{type(error).__name__}: {error}"))
+    if hosts.first:
+        print(page)
     return 0
 
 
-def refused(error: object) -> int:
-    print(f"prism: {' '.join(str(error).split())}", file=sys.stderr)
-    return 2
-
-
-def failed(error: object) -> int:
-    print(f"prism: {' '.join(str(error).split())}", file=sys.stderr)
-    return 1
+def line(said: object) -> str:
+    return f"prism: {' '.join(str(said).split())}"
 
 
 def parse(arguments: list[str]) -> list[str]:
@@ -65,9 +73,9 @@ def parse(arguments: list[str]) -> list[str]:
     try:
         return flags.FLAGS(arguments)
     except (flags.Error, OSError, ValueError) as error:
-        sys.exit(refused(error))
+        sys.exit(ALONE.leave(2, line(error)))
     except (AttributeError, KeyError) as error:
-        sys.exit(refused(f"{error}: the config has no such field to set"))
+        sys.exit(ALONE.leave(2, line(f"{error}: the config has no such field to set")))
 
 
 if __name__ == "__main__":

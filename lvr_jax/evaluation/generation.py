@@ -11,7 +11,6 @@ import re
 from collections.abc import Mapping, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from lvr_jax.data.packing import Budget, Geometry, collate
@@ -117,7 +116,7 @@ class Generation:
         batch = {key: value for key, value in inputs.items() if key != "item"}
         return program(
             self.subject.graph, self.subject.params, self.plan, batch, inputs["item"],
-            jnp.asarray(self.place.ids, jnp.int32), decoding=self.decoding, steps=self.steps, compute=self.compute,
+            np.asarray(self.place.ids, np.int32), decoding=self.decoding, steps=self.steps, compute=self.compute,
             attention=self.subject.attention,
         )  # fmt: skip
 

@@ -1,10 +1,9 @@
-"""What does a file of results hold? JSONL: one header line, then one line an item, appended as items finish.
+"""A file of results: JSONL, one header line, then one line an item.
 
     {"header": {"benchmark": "vstar", "family": "vstar", "checkpoint": "...", "protocol": {...}, ...}}
     {"id": "0", "correct": true, "category": "direct_attributes", "prompt": "...", "reply": "...", "parsed": "A", ...}
 
-The header carries the whole protocol, so that a number never travels without it. An evaluation that was killed leaves
-at most one torn last line; `read_results(..., torn_tail=True)` gives the complete items, to resume from.
+The header carries the whole protocol, so that a number never travels without it.
 """
 
 from __future__ import annotations
@@ -13,11 +12,13 @@ import dataclasses
 import json
 import os
 from collections.abc import Sequence
-from pathlib import Path
+
+from etils import epath
 
 from lvr_jax.evaluation.protocol import Protocol
 from lvr_jax.evaluation.rows import BenchmarkError, check_unique
 from lvr_jax.evaluation.scoring import Mark
+from lvr_jax.files.whole_file import write_whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,20 +79,18 @@ class Results:
 
 
 def write_results(path: str | os.PathLike, header: Header, items: Sequence[Result]) -> None:
-    """The whole file at once, by way of a temporary name."""
-    check_unique((item.id for item in items), str(path))
-    temporary = Path(f"{os.fspath(path)}.tmp")
-    temporary.write_text(header.to_line() + "".join(item.to_line() for item in items), encoding="utf-8")
-    temporary.replace(path)
+    """The whole file at once: by way of a temporary name, or as one object (gs://)."""
+    check_unique((item.id for item in items), os.fspath(path))
+    text = header.to_line() + "".join(item.to_line() for item in items)
+    write_whole(path, text)
 
 
-def read_results(path: str | os.PathLike, *, torn_tail: bool = False) -> Results:
-    """Header and items. A last line that was cut off is an error, or dropped with `torn_tail`."""
-    if not Path(path).is_file():
+def read_results(path: str | os.PathLike) -> Results:
+    """Header and items; a line that was cut off is an error."""
+    path = epath.Path(os.fspath(path))
+    if not path.exists() or path.is_dir():
         raise BenchmarkError(f"{path}: no such file, expected results of an evaluation (JSONL)")
-    lines = Path(path).read_text(encoding="utf-8", errors="replace").split("\n")
-    if lines[-1] and torn_tail:
-        lines[-1] = ""                      # every complete line ends in a newline
+    lines = path.read_bytes().decode("utf-8", errors="replace").split("\n")
     records = []
     for number, line in enumerate(lines, start=1):
         if not line:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import zlib
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-import numpy as np
 from flax import nnx
 
 from lvr_jax.checkpoints import load, open_hf, open_ours
+from lvr_jax.checkpoints.fingerprint import fingerprint
 from lvr_jax.checkpoints.folder import is_ours, read_json, resolve
 from lvr_jax.data.tokenizers import IM_END, ChatTokenizer, check_config, load_tokenizer
 from lvr_jax.evaluation.preprocessor import pixel_limits, preprocessor_fields
@@ -158,11 +156,3 @@ def stop_ids(generation: Mapping[str, Any], fields: Mapping[str, Any], tokenizer
             raise SpecError(f"{tokenizer.source}: eos_token_id is {found!r}, expected a token id or a list of them")
         return tuple(ids)
     return (tokenizer.id(IM_END),)
-
-
-def fingerprint(params: dict) -> int:
-    """A number of one vector of every parameter."""
-    number = 0
-    for vector in jax.device_get([leaf[(0,) * (leaf.ndim - 1)] for leaf in jax.tree.leaves(params)]):
-        number = zlib.crc32(np.asarray(vector, np.float32).tobytes(), number)
-    return number

@@ -1,4 +1,4 @@
-"""How is a whole data set swept under many conditions? Prefill once a batch, chunks of conditions, files as it goes.
+"""Sweeps a data set under many conditions, prefilling once a batch, in files that a stopped sweep goes on from.
 
     run(sweeper, prompts, conditions, folder)          # resumes where it stopped
     results = read(folder)                             # items in the order of the prompts
@@ -6,7 +6,8 @@
 Two phases. The first runs the clean pass, and every condition that asks for nothing of other items, on one prefill a
 batch. The second, only if there are conditions that feed donors, means or the item's own clean latents, runs those on
 the prefixes that were held, and prefills again where memory did not reach or an interruption came between. Every
-finished batch of a phase is one file, written under a temporary name and renamed.
+finished batch of a phase is one file, written under a temporary name and renamed. Cells (multihost.cell) share the
+batches; between the phases they wait for each other, for donors and means are of all items.
 
 What an item's row holds depends on the item, the condition and the seed; not on batches, chunks, order, devices or
 interruptions: tokens exactly, numbers up to fp32 rounding (bit for bit if batches and chunks are the same).
@@ -14,16 +15,16 @@ interruptions: tokens exactly, numbers up to fp32 rounding (bit for bit if batch
 
 import dataclasses
 import functools
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType
 from tqdm import tqdm
 
+from lvr_jax.checkpoints.fingerprint import fingerprint
 from lvr_jax.latents import conditions as cond
 from lvr_jax.latents import positions, rollout
 from lvr_jax.latents.decoding import Decoding
@@ -35,6 +36,7 @@ from lvr_jax.latents.sweep_files import SweepFiles, SweepResults, read
 from lvr_jax.models.compiler_options import Jit
 from lvr_jax.models.qwen2_5_vl.config import TextConfig
 from lvr_jax.models.qwen2_5_vl.layers import Compute
+from lvr_jax.multihost.cell import Cell
 
 __all__ = ["KEEP", "Prompts", "SweepResults", "Sweeper", "chunk_size", "read", "run"]
 
@@ -97,7 +99,8 @@ class Sweeper:
     attention: who may see whom in this checkpoint (latents.routing)
     chunk:   conditions at a time; None: as many as fit `memory` bytes a device
     hold:    bytes (of all devices together) for prefixes kept from the first phase to the second
-    mesh:    rows of a batch are sharded over its axis `data`; batches are filled up to a multiple of it
+    cell:    the devices that batches run on, where `params` are; batches are filled up to a multiple of its `shards`
+    weights: the fingerprint of `params` where it is known, else it is made
     """
 
     graph: nnx.GraphDef
@@ -115,12 +118,14 @@ class Sweeper:
     chunk: int | None = None
     memory: float = 4e9
     hold: float = 8e9
-    mesh: Mesh | None = None
+    cell: Cell = Cell()  # noqa: RUF009
+    weights: int | None = None
     progress: bool = True
 
     def __post_init__(self):
-        if self.mesh is not None and any(kind != AxisType.Auto for kind in self.mesh.axis_types):
-            raise SourceError(f"sweep needs a mesh whose axes are Auto, got {self.mesh.axis_types}")
+        mesh = self.cell.mesh
+        if mesh is not None and any(kind != AxisType.Auto for kind in mesh.axis_types):
+            raise SourceError(f"sweep needs a mesh whose axes are Auto, got {mesh.axis_types}")
         fields = {f.name for f in dataclasses.fields(rollout.Trace)} - {"steps"}
         for name in self.keep:
             field, _, position = name.partition("@")
@@ -145,22 +150,6 @@ class Sweeper:
         longest = max([self.latents, *(c.budget or 0 for c in conditions)])       # a box's own budget is no longer
         return self.decoding.max_new_tokens + longest
 
-    def place(self, tree, axis: int = 0):
-        """Arrays with rows on `axis`, sharded over `data` if there is a mesh."""
-        if self.mesh is None:
-            return tree
-        spec = PartitionSpec(*[None] * axis, "data")
-        return jax.device_put(tree, NamedSharding(self.mesh, spec))
-
-    def everywhere(self, tree):
-        """Arrays that every device holds, unless they are on the mesh already."""
-        if self.mesh is None:
-            return tree
-        whole = NamedSharding(self.mesh, PartitionSpec())
-        devices = set(self.mesh.devices.flat)
-        there = lambda x: isinstance(x, jax.Array) and x.sharding.device_set == devices  # noqa: E731
-        return jax.tree.map(lambda x: x if there(x) else jax.device_put(x, whole), tree)
-
 
 @dataclasses.dataclass(frozen=True)
 class _Phase:
@@ -183,20 +172,29 @@ def run(sweeper: Sweeper, prompts: Sequence[Prompts], conditions: Sequence[cond.
     """
     conditions = [cond.clean(), *(c for c in conditions if c != cond.clean())]
     phases = _phases(sweeper, conditions)
-    files = SweepFiles(folder)
-    files.open(_manifest(sweeper, prompts, phases, conditions))
-    rows = max(len(p.ids) for p in prompts)
-    rows += -rows % (sweeper.mesh.shape["data"] if sweeper.mesh is not None else 1)
-    engine = _Engine(sweeper, rows, sweeper.steps(conditions), sweeper.everywhere(sweeper.params))
+    files, cell = SweepFiles(folder), sweeper.cell
+    files.open(_manifest(sweeper, prompts, phases, conditions), cell)
+    missing = files.missing([phase.name for phase in phases], len(prompts), cell)
+    engine = _Engine(
+        sweeper, cell.filled(max(len(p.ids) for p in prompts)), sweeper.steps(conditions), cell.whole(sweeper.params)
+    )
+    rollouts = lambda phase, numbers: sum(len(prompts[n].ids) for n in numbers) * len(phase.conditions)  # noqa: E731
+    to_do = sum(rollouts(phase, missing[phase.name]) for phase in phases) * cell.count
+    whole = sum(rollouts(phase, range(len(prompts))) for phase in phases)
     with tqdm(
-        total=sum(len(p.ids) for p in prompts) * len(conditions), unit="rollout", disable=not sweeper.progress
+        total=whole, initial=max(whole - to_do, 0), unit="rollout", disable=not (sweeper.progress and cell.reports)
     ) as bar:
         for phase in phases:
-            clean = _clean(files, prompts) if phase.needs_clean else None
-            for number, part in enumerate(prompts):
-                if not files.has(phase.name, number):
-                    files.write(phase.name, number, engine.run(number, part, phase, clean, len(phases) > 1))
-                bar.update(len(part.ids) * len(phase.conditions))
+            if phase.needs_clean:
+                cell.hosts.wait(f"clean pass of {files.folder.name}")
+            clean = _clean(files, prompts) if phase.needs_clean and missing[phase.name] else None
+            for number in missing[phase.name]:
+                made = engine.run(number, prompts[number], phase, clean, len(phases) > 1)
+                if cell.is_writer:
+                    files.write(phase.name, number, made)
+                cell.hosts.progress(number)
+                bar.update(rollouts(phase, [number]) * cell.count)      # the other cells are about as far
+    cell.hosts.wait(f"{files.folder.name} is finished")
 
 
 def _phases(sweeper: Sweeper, conditions: Sequence[cond.Named]) -> list[_Phase]:
@@ -234,7 +232,7 @@ def _manifest(sweeper: Sweeper, prompts, phases, conditions) -> dict:
         "plan": {name: np.asarray(value).tolist() for name, value in plan.items()},
         "system": dataclasses.asdict(sweeper.plan.spec),
         "decoding": dataclasses.asdict(sweeper.decoding),
-        "weights": _fingerprint(sweeper.params),
+        "weights": fingerprint(sweeper.params) if sweeper.weights is None else sweeper.weights,
         **{field: [None if getattr(p, field) is None else _ints(getattr(p, field)) for p in prompts]
            for field in ("labels", "kinds", "contents")},
         "seed": sweeper.seed, "letters": list(sweeper.letters), "opening": [list(o) for o in sweeper.opening],
@@ -245,15 +243,6 @@ def _manifest(sweeper: Sweeper, prompts, phases, conditions) -> dict:
 
 def _ints(values) -> list[int]:
     return [int(v) for v in values]
-
-
-def _fingerprint(params: dict) -> int:
-    """A number of the weights, read from one vector of each parameter: another checkpoint is another sweep."""
-    vectors = [leaf[(0,) * (leaf.ndim - 1)] for leaf in jax.tree.leaves(params)]
-    number = 0
-    for vector in jax.device_get(vectors):
-        number = zlib.crc32(np.asarray(vector, np.float32).tobytes(), number)
-    return number
 
 
 def _clean(files: SweepFiles, prompts: Sequence[Prompts]) -> Clean:
@@ -282,7 +271,7 @@ class _Engine:
         s = self.sweeper
         batch = {key: self._filled(np.asarray(value)) for key, value in batch.items()}
         return prefill(
-            s.graph, self.params, s.place(batch), s.place(self._filled(part.numbers)), compute=s.compute,
+            s.graph, self.params, s.cell.rows(batch), s.cell.rows(self._filled(part.numbers)), compute=s.compute,
             remember_ids=s.decoding.repetition_penalty != 1, taps=taps, blocked=blocked(s.attention),
         )  # fmt: skip
 
@@ -314,23 +303,24 @@ class _Engine:
         request = Request(
             plan=s.plan, latents=s.latents, width=prefix.hidden.shape[-1], seed=s.seed, item=part.numbers,
             rows=None if clean is None else _rows(clean, part.numbers), clean=clean,
-            merged=functools.cache(lambda: np.asarray(out["merged"][:rows])), regions=part.regions,
-            variant=functools.partial(self._variant, part), embed=s.params["text"]["embed"],
+            merged=functools.cache(lambda: s.cell.fetch(out["merged"])[:rows]), regions=part.regions,
+            variant=functools.partial(self._variant, part),
+            embed=_Embedding(s.cell, self.params["text"]["embed"]),
         )  # fmt: skip
         bank, missing = self._bank(wanted, request)
         own = np.zeros(rows, bool)
         if any(c.of_the_box for c in phase.conditions):
             budget, own = box_budgets(part.regions, s.plan, rows)
-            bank = dataclasses.replace(bank, budget=s.place(jnp.asarray(self._filled(budget))))
+            bank = dataclasses.replace(bank, budget=s.cell.rows(self._filled(budget)))
         arrays: dict[str, list] = {}
         for chunk, condition in self._chunks(phase, prefix):
             trace = sweep(
-                s.graph, self.params, prefix, s.plan, s.everywhere(condition), bank,
-                decoding=s.decoding, steps=self.steps, letters=jnp.asarray(s.letters, jnp.int32), seed=s.seed,
+                s.graph, self.params, prefix, s.plan, s.cell.whole(condition), bank,
+                decoding=s.decoding, steps=self.steps, letters=np.asarray(s.letters, np.int32), seed=s.seed,
                 compute=s.compute, record=tuple(s.record),
             )  # fmt: skip
             host = {key: value for key, value in vars(trace).items() if value is not None and key != "steps"}
-            host = {key: np.asarray(value)[: len(chunk), :rows] for key, value in host.items()}
+            host = {key: value[: len(chunk), :rows] for key, value in s.cell.fetch(host).items()}
             kept = self._kept(host)
             if not arrays and keep_clean and clean is None:
                 first = {key: value[:1] for key, value in host.items()}
@@ -354,11 +344,12 @@ class _Engine:
         prefix, _ = self._read(part, batch, ())
         condition = cond.stack([cond.clean()], (), len(s.plan.spec.stages), s.latents)
         trace = sweep(
-            s.graph, self.params, prefix, s.plan, s.everywhere(condition), rollout.no_bank(prefix, s.plan),
-            decoding=s.decoding, steps=s.steps([cond.clean()]), letters=jnp.asarray(s.letters, jnp.int32), seed=s.seed,
-            compute=s.compute,
+            s.graph, self.params, prefix, s.plan, s.cell.whole(condition),
+            s.cell.whole(rollout.no_bank(prefix, s.plan)), decoding=s.decoding, steps=s.steps([cond.clean()]),
+            letters=np.asarray(s.letters, np.int32), seed=s.seed, compute=s.compute,
         )  # fmt: skip
-        host = {key: np.asarray(getattr(trace, key))[0, :rows] for key in ("fed", "index", "latent", "live", "stage")}
+        host = s.cell.fetch({key: getattr(trace, key) for key in ("fed", "index", "latent", "live", "stage")})
+        host = {key: value[0, :rows] for key, value in host.items()}
         return *latents_of(host, len(s.plan.spec.stages), s.latents), there
 
     def _donor(self, condition: cond.Named, clean: Clean | None, at: np.ndarray | None, rows: int) -> np.ndarray:
@@ -372,7 +363,7 @@ class _Engine:
         text = nnx.merge(s.graph, s.params).config.text
         fits = s.chunk
         if fits is None:
-            on_device = self.rows // (s.mesh.shape["data"] if s.mesh is not None else 1)
+            on_device = self.rows // s.cell.shards
             fits = chunk_size(text, on_device, self.steps, prefix.cache.segment.shape[1], s.compute.dtype, s.memory)
         size = -(-C // -(-C // min(fits, C)))
         for start in range(0, C, size):
@@ -388,7 +379,7 @@ class _Engine:
             blocks.append(self._filled(made.astype(np.float32)))
         source = np.stack(blocks) if blocks else self._filled(request.blank()[:, :, :1])[None]
         of_data = np.zeros(request.width, np.float32) if request.clean is None else spread(request.clean)
-        return Bank(s.place(jnp.asarray(source), 1), s.everywhere(jnp.asarray(of_data))), missing
+        return Bank(s.cell.rows(source, 1), s.cell.whole(of_data)), missing
 
     def _filled(self, rows: np.ndarray) -> np.ndarray:
         """The batch filled up to B rows with copies of its first, whose results are dropped."""
@@ -425,6 +416,22 @@ def box_budgets(regions: Mapping, the_plan: Plan, rows: int) -> tuple[np.ndarray
     for b in np.flatnonzero(~none):
         budget[b] = [len(slots) for slots in regions["box"][b]]
     return budget, none
+
+
+@dataclasses.dataclass(frozen=True)
+class _Embedding:
+    """The token embeddings as an array on the host, of which only the rows asked for come from the devices."""
+
+    cell: Cell
+    table: jax.Array
+
+    def __getitem__(self, ids: np.ndarray) -> np.ndarray:
+        return self.cell.fetch(_embedded(self.table, np.asarray(ids)))
+
+
+@jax.jit
+def _embedded(table, ids):
+    return table[ids]
 
 
 def _rows(clean: Clean, item: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What of a sweep is on disk, and is it whole? One file a batch and phase, each there completely or not at all."""
+"""What of a sweep is on disk: one file a batch and phase, each there completely or not at all."""
 
 import dataclasses
 import io
@@ -11,10 +11,11 @@ import numpy as np
 from etils import epath
 
 from lvr_jax.checkpoints.errors import disk_full_is_one_line
+from lvr_jax.files.whole_file import TEMPORARY, write_whole
 from lvr_jax.latents.conditions import Named
+from lvr_jax.multihost.cell import Cell
 
 MANIFEST = "sweep.json"
-TEMPORARY = ".partial"
 
 
 class SweepError(ValueError):
@@ -50,8 +51,16 @@ class SweepFiles:
     def __init__(self, folder):
         self.folder = epath.Path(folder)
 
-    def open(self, manifest: Mapping[str, Any]) -> None:
-        """Begins the sweep, or checks that the folder holds this one; what an interruption left half is removed."""
+    def open(self, manifest: Mapping[str, Any], cell: Cell = Cell()) -> None:  # noqa: B008
+        """Begins the sweep, or checks that the folder holds this one; what an interruption left half is removed.
+
+        Every process calls it: the first one writes, and all compare what they were asked."""
+        cell.hosts.same(manifest)
+        if cell.hosts.first:
+            self._begin(manifest)
+        cell.hosts.wait(f"{self.folder.name} is open")
+
+    def _begin(self, manifest: Mapping[str, Any]) -> None:
         manifest = json.loads(json.dumps(manifest))
         path = self.folder / MANIFEST
         if path.exists():
@@ -77,8 +86,17 @@ class SweepFiles:
     def path(self, phase: str, number: int) -> epath.Path:
         return self.folder / f"{phase}-{number:05d}.npz"
 
-    def has(self, phase: str, number: int) -> bool:
-        return self.path(phase, number).exists()
+    def missing(self, phases: Sequence[str], count: int, cell: Cell = Cell()) -> dict[str, list[int]]:  # noqa: B008
+        """By phase, the batches of `count` that are this cell's and not there: a batch's phases are one cell's, which
+        holds its prefix. Every process calls it."""
+
+        def absent() -> list[list[int]]:
+            there = {path.name for path in self.folder.glob("*.npz")}
+            return [[n for n in range(count) if self.path(phase, n).name not in there] for phase in phases]
+
+        found = cell.hosts.broadcast(f"missing of {self.folder.name}", absent)
+        mine = set(sorted({n for phase in found for n in phase})[cell.number :: cell.count])
+        return {phase: [n for n in numbers if n in mine] for phase, numbers in zip(phases, found)}
 
     def write(self, phase: str, number: int, arrays: Mapping[str, np.ndarray]) -> None:
         """Atomic; the bytes depend on the arrays alone (a zip archive of `savez` has no date)."""
@@ -97,10 +115,8 @@ class SweepFiles:
             raise SweepError(f"{path}: cannot be read ({error}); remove it and run the sweep again") from error
 
     def _put(self, path: epath.Path, content: bytes) -> None:
-        temporary = path.parent / (path.name + TEMPORARY)
         with disk_full_is_one_line(self.folder):
-            temporary.write_bytes(content)
-            temporary.replace(path)
+            write_whole(path, content)
 
 
 def read(folder) -> SweepResults:

@@ -85,8 +85,8 @@ class Cell:
         if sharding.is_fully_addressable:
             return jax.device_put(tree, sharding)
         # device_put would compare the values with those of all processes of the run, not of the cell alone.
-        local = lambda x: jax.make_array_from_callback(np.shape(x), sharding, lambda i, x=np.asarray(x): x[i])  # noqa: E731
-        return jax.tree.map(local, tree)
+        local = lambda x: jax.make_array_from_callback(x.shape, sharding, x.__getitem__)  # noqa: E731
+        return jax.tree.map(lambda x: local(np.asarray(x)), tree)
 
     def fetch(self, tree: Any) -> Any:
         """Device arrays as NumPy arrays, whole, in every process of the cell."""

@@ -57,7 +57,7 @@ class Hosts:
         """The processes that jax.distributed joined; a failure that one of them tells of ends this one (`leave`)."""
         if jax.process_count() == 1:
             return cls(program=program)
-        from jax._src.distributed import global_state     # no public door to the key-value store (jax 0.10.2)
+        from jax._src.distributed import global_state  # no public door to the key-value store (jax 0.10.2)
 
         patience = float(os.environ.get(PATIENCE, cls.patience))
         hosts = cls(jax.process_index(), jax.process_count(), global_state.client, program, patience)
@@ -110,13 +110,14 @@ class Hosts:
 
     def same(self, what: Mapping[str, Any]) -> None:
         """Raises HostsError, in every process, unless all of them say the same; names the first difference."""
-        said = self.gather("comparison", what)
+        if self.count == 1:
+            return
+        said = self.gather("comparison", _flat(what))
         for other, theirs in enumerate(said):
             for key in {**said[0], **theirs}:
                 if said[0].get(key) != theirs.get(key):
-                    first, here = (str(each.get(key))[:120] for each in (said[0], theirs))
-                    raise HostsError(f"the hosts disagree on {key}: process 0 has {first}, process {other} has {here};"
-                                     " expected the same on all of them")
+                    raise HostsError(f"the hosts disagree on {key}: process 0 has {said[0].get(key)}, process {other}"
+                                     f" has {theirs.get(key)}; expected the same on all of them")
 
     def share(self, folder) -> None:
         """Raises HostsError unless every process sees what the first one writes into the folder."""
@@ -190,6 +191,23 @@ class Hosts:
 
 
 ALONE = Hosts()
+
+
+def _flat(what: Mapping[str, Any], above: str = "") -> dict[str, str]:
+    """Nested fields by dotted names, long ones cut and told apart by a digest: all hosts read those of all."""
+    found: dict[str, str] = {}
+    for key, value in what.items():
+        if isinstance(value, Mapping):
+            found |= _flat(value, f"{above}{key}.")
+        else:
+            text = json.dumps(value)
+            found[f"{above}{key}"] = text if len(text) <= 120 else f"{text[:60]}... ({digest(value)})"
+    return found
+
+
+def digest(value: Any) -> str:
+    """A short name of a JSON-able value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""What does a checkpoint's audit consist of? One straight story, every stage resumable and none done twice.
+"""The audit of one checkpoint, from its stages on the devices to the analysis; every stage is resumable.
 
     capture -> sweep -> attention -> teacher forcing -> sensitivity -> analysis (audit.json)
 
@@ -15,7 +15,6 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from jax.sharding import Mesh
 
 from lvr_jax.evaluation.protocol import Budget
 from lvr_jax.latents import conditions as cond
@@ -25,6 +24,7 @@ from lvr_jax.latents.spec import Plan
 from lvr_jax.latents.sweep import Sweeper
 from lvr_jax.latents.sweep_files import SweepError, SweepFiles
 from lvr_jax.models.qwen2_5_vl.layers import Compute
+from lvr_jax.multihost.cell import Cell
 from lvr_jax.prism.measure import capture, corruptions, geometry, sensitivity, teacher
 from lvr_jax.prism.measure.items import Items
 from lvr_jax.prism.measure.option_texts import option_features
@@ -89,18 +89,30 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Audit:
-    """One checkpoint of an audit: `run()` does what is missing and returns the analysis."""
+    """One checkpoint of an audit: `run()` does what is missing and returns the analysis.
+
+    cell: the devices that hold the weights; every process of `cell.hosts` runs the same audit in the same folder
+    """
 
     name: str
     items: Items
     settings: Settings
     folder: epath.Path
     compute: Compute = Compute()  # noqa: RUF009
-    mesh: Mesh | None = None
+    cell: Cell = Cell()  # noqa: RUF009
     progress: bool = True
     say: Callable[[str], None] = lambda line: None
 
-    def run(self) -> dict:
+    def run(self) -> dict | None:
+        """Does what is missing; the analysis, which the first process makes (None in the others)."""
+        with self.cell.active():
+            stages, notes = self._measure()
+        if not self.cell.hosts.first:
+            return None
+        return cached(self.folder / "audit.json", self._key(stages), lambda: self._analysis(stages, notes))
+
+    def _measure(self) -> tuple[list[str], list[str]]:
+        """The stages on the devices: their names, and notes on what was left out."""
         s, items = self.settings, self.items
         prompts = items.prompts()
         probing, corrupting = self._sweeper("probe"), self._sweeper("corruption")
@@ -128,7 +140,7 @@ class Audit:
             notes.append(f"no alignment: {lacking}")
         if aligned:
             teacher.run(items, self.folder / "teacher", count=aligned, latents=s.target_latents, compute=self.compute,
-                        progress=self.progress)  # fmt: skip
+                        cell=self.cell, progress=self.progress)  # fmt: skip
         differentiated = s.differentiated if items.place.ids else 0
         if not items.place.ids:
             notes.append("the tokenizer does not tell the letters apart by one token: no margins, no sensitivity")
@@ -138,7 +150,7 @@ class Audit:
 
         stages = ["capture", "sweep", *(["attention"] if s.attention else []), *(["teacher"] if aligned else []),
                   *(["sensitivity"] if differentiated else [])]  # fmt: skip
-        return cached(self.folder / "audit.json", self._key(stages), lambda: self._analysis(stages, notes))
+        return stages, notes
 
     def plan(self, run: str) -> Plan:
         """The latent loop with the protocol's budget for this kind of run, or the config's."""
@@ -154,7 +166,8 @@ class Audit:
             subject.graph, subject.params, self.plan(run),
             Decoding(protocol.max_new_tokens, subject.stop, protocol.repetition_penalty),
             letters=self.items.place.ids, opening=self.items.place.opening, seed=s.seed, compute=self.compute,
-            attention=subject.attention, chunk=s.chunk or None, memory=s.memory, mesh=self.mesh, progress=self.progress,
+            attention=subject.attention, chunk=s.chunk or None, memory=s.memory, cell=self.cell,
+            weights=subject.weights, progress=self.progress,
         )  # fmt: skip
 
     def _key(self, stages: list[str]) -> str:

@@ -3,11 +3,12 @@
     page = run(config, "runs/prism")
 
 WORKDIR/NAME holds the stages of one checkpoint, WORKDIR/report what is written of all. Run again, it goes on where it
-stopped; another config in the same folder is refused by the stage that it contradicts.
+stopped; another config in the same folder is refused by the stage that it contradicts. On a pod every host runs it, in
+a workdir that all of them see: they share the items, and the first one writes what is made of all.
 """
 
 import ast
-import contextlib
+import json
 import math
 import numbers
 from collections.abc import Callable, Mapping, Sequence
@@ -31,6 +32,7 @@ from lvr_jax.latents.sweep_files import SweepError
 from lvr_jax.models.qwen2_5_vl.config import ConfigError
 from lvr_jax.models.qwen2_5_vl.layers import Compute
 from lvr_jax.models.qwen2_5_vl.model import abstract_model
+from lvr_jax.multihost.hosts import ALONE, Hosts, HostsError, code_version
 from lvr_jax.prism.audit import Audit, Settings
 from lvr_jax.prism.measure.capture import LAYERS
 from lvr_jax.prism.measure.corruptions import CONTEXTS
@@ -39,7 +41,7 @@ from lvr_jax.prism.probes import readout
 from lvr_jax.prism.probes.content import KINDS_OF_PROBE, ProbeError
 from lvr_jax.prism.probes.controls import CONTROL_KINDS
 from lvr_jax.prism.report import report
-from lvr_jax.training.partitioning import RULES, MeshError, make_mesh, shardings
+from lvr_jax.training.partitioning import RULES, MeshError, make_cell, shardings
 
 DTYPES = {"": None, "float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -51,15 +53,16 @@ class PrismError(ValueError):
 # What bad input raises, one line each; anything else is a fault of the program.
 BAD_INPUT = (
     PrismError, CheckpointError, ConfigError, DataError, SpecError, ConditionError, SourceError, RegionError,
-    SweepError, MeshError, ProbeError,
+    SweepError, MeshError, ProbeError, HostsError,
 )  # fmt: skip
 
 
 def run(
-    config: Mapping, workdir, *, progress: bool = True, say: Callable[[str], None] = lambda line: None
-) -> epath.Path:
+    config: Mapping, workdir, *, progress: bool = True, say: Callable[[str], None] = lambda line: None,
+    hosts: Hosts = ALONE,
+) -> epath.Path:  # fmt: skip
     """Audits every checkpoint of the config and writes the report; returns the page, or without a report the folder.
-    Raises one of BAD_INPUT."""
+    Raises one of BAD_INPUT, or MissingHost."""
     folders = names(config.checkpoint)
     if not folders:
         raise PrismError("checkpoint: none given, expected one folder or several with commas between them")
@@ -68,34 +71,40 @@ def run(
     if len(variants) != len(folders):
         raise PrismError(f"variants has {len(variants)} entries, expected {len(folders)}, one a checkpoint")
     settings = settings_of(config)
+    hosts.same({"code": code_version(), "workdir": str(workdir), "config": json.loads(config.to_json_best_effort())})
+    hosts.share(workdir)
     audits, analyses = [], []
     for folder, label in zip(folders, labels):
-        audit = prepare(config, settings, folder, label, epath.Path(workdir) / report.slug(label), progress, say)
-        audits.append(audit)
-        with jax.set_mesh(audit.mesh) if audit.mesh is not None else contextlib.nullcontext():
-            analyses.append(audit.run())
-    if not config.report:
-        return epath.Path(workdir)
-    say("report")
-    return report.write(audits, analyses, epath.Path(workdir) / "report", variants=variants)
+        place = epath.Path(workdir) / report.slug(label)
+        audits.append(prepare(config, settings, folder, label, place, progress, say, hosts))
+        analyses.append(audits[-1].run())
+        hosts.progress(len(audits))
+    page = epath.Path(workdir) / "report" / "report.html" if config.report else epath.Path(workdir)
+    if config.report and hosts.first:
+        say("report")
+        report.write(audits, analyses, page.parent, variants=variants)
+    hosts.wait("report")
+    return page
 
 
-def prepare(config: Mapping, settings: Settings, folder: str, label: str, place, progress: bool, say) -> Audit:
+def prepare(
+    config: Mapping, settings: Settings, folder: str, label: str, place, progress: bool, say, hosts: Hosts = ALONE
+) -> Audit:
     """One checkpoint, loaded, and the benchmark as it is asked it."""
     protocol = protocols.protocol(config.protocol, **keywords("switches", config.switches))
     benchmark = load_benchmark(config.benchmark, config.folder or None, protocol, any_count=config.any_count,
                                **keywords("options", config.options))  # fmt: skip
     if config.limit:
         benchmark = benchmark.subset(range(min(config.limit, len(benchmark))))
-    mesh = make_mesh(config.mesh, jax.local_devices()) if jax.local_device_count() > 1 else None
-    cut = None if mesh is None else shardings(abstract_model(read_config(folder))[1], RULES, mesh)
+    cell = make_cell(config.mesh, hosts)
+    cut = None if cell.mesh is None else shardings(abstract_model(read_config(folder))[1], RULES, cell.mesh)
     dtype = DTYPES[config.dtype] or (jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)
     subject = open_subject(folder, system=config.system or None, shardings=cut, dtype=dtype)
     items = Items(
         subject, benchmark, protocol, template_for(subject, config.alignment.template),
         rows=config.rows, programs=config.programs, seed=config.seed, force=config.force_latents,
     )  # fmt: skip
-    return Audit(label, items, settings, place, Compute(dtype=dtype), mesh, progress, say)
+    return Audit(label, items, settings, place, Compute(dtype=dtype), cell, progress, say)
 
 
 def settings_of(config: Mapping) -> Settings:

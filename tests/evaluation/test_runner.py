@@ -1,10 +1,9 @@
-"""Does an evaluation give every item the same result however it is batched, sharded, interrupted or resumed?"""
+"""An evaluation gives every item the same result however it is batched, sharded, interrupted or resumed."""
 
 import dataclasses
 import errno
 import functools
 import inspect
-import io
 import json
 import os
 import shutil
@@ -26,14 +25,15 @@ from lvr_jax.data.chat import encode_prompt
 from lvr_jax.data.packing import Budget, Geometry, collate
 from lvr_jax.data.sample import DataError
 from lvr_jax.data.tokenizers import IM_END
-from lvr_jax.evaluation import generation, likelihood, runner, subject
+from lvr_jax.evaluation import generation, likelihood, results, runner, subject
 from lvr_jax.evaluation.batches import batches, prompt_size
 from lvr_jax.evaluation.protocol import Budget as Steps
 from lvr_jax.evaluation.protocol import protocol
-from lvr_jax.evaluation.results import read_results
+from lvr_jax.evaluation.results import read_results, write_results
 from lvr_jax.evaluation.rows import BenchmarkError
 from lvr_jax.evaluation.runner import load_benchmark, run
 from lvr_jax.evaluation.subject import open_subject
+from lvr_jax.files import whole_file
 from lvr_jax.models.qwen2_5_vl.model import Images
 from lvr_jax.models.qwen2_5_vl.text import Tokens
 
@@ -228,6 +228,10 @@ t.evaluated(t.open_subject({checkpoint!r}), {questions!r}, {output!r}, rows=3)
 """
 
 
+def parts(output: Path) -> list[Path]:
+    return sorted(output.with_name(f"{output.name}.parts").glob("*.jsonl"))
+
+
 def test_a_killed_run_goes_on_and_ends_in_the_same_file(lvr, questions, tmp_path, monkeypatch):
     evaluated(lvr, questions, tmp_path / "whole.jsonl", rows=3)
     code = KILLED.format(tests=str(Path(__file__).parent), batch=3, checkpoint=lvr.name, questions=str(questions),
@@ -235,16 +239,15 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_file(lvr, questions, tmp_path
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
-    part = tmp_path / "x.jsonl.part-000-of-001"
-    assert len(part.read_text().splitlines()) == 1 + 6 and not (tmp_path / "x.jsonl").exists()
-    with open(part, "r+") as file:                                      # killed in the middle of a line, too
-        file.truncate(part.stat().st_size - 30)
+    there = parts(tmp_path / "x.jsonl")
+    assert [len(read_results(part).items) for part in there] == [3, 3] and not (tmp_path / "x.jsonl").exists()
+    there[1].with_name(f"{there[1].name}.7.partial").write_text("killed in the middle of writing")
     ran = []
     read = generation.Generation.read
     monkeypatch.setattr(generation.Generation, "read",
                         lambda self, rows, *rest: ran.append(len(rows)) or read(self, rows, *rest))
     evaluated(lvr, questions, tmp_path / "x.jsonl", rows=3)
-    assert ran == [3, 3, 3, 1], "the first batch was complete, the second lost an item"
+    assert ran == [3, 3, 1], "two batches were there"
     assert (tmp_path / "x.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["whole.jsonl", "x.jsonl"]
 
@@ -258,26 +261,19 @@ def test_a_finished_run_runs_nothing(lvr, questions, tmp_path, monkeypatch):
 
 
 def test_a_full_disk_names_the_file_and_keeps_what_is_finished(lvr, questions, tmp_path, monkeypatch):
-    def full_after_two(path, mode, **options):
-        file = open(path, mode, **options)
-        write, calls = file.write, []
+    write, calls = whole_file.write_whole, []
 
-        def write_some(text):
-            calls.append(write(text[: len(text) // 2] if len(calls) == 2 else text))
-            if len(calls) == 3:
-                file.flush()
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    def full_after_two(path, content):
+        calls.append(path)
+        if len(calls) > 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(path, content)
 
-        monkeypatch.setattr(runner, "open", open, raising=False)
-        proxy = io.TextIOWrapper(io.BytesIO())
-        proxy.write, proxy.flush = write_some, file.flush
-        return proxy
-
-    monkeypatch.setattr(runner, "open", full_after_two, raising=False)
-    with pytest.raises(OSError, match=r"x.jsonl.part-000-of-001: No space left on device; what was finished is kept"):
+    monkeypatch.setattr(results, "write_whole", full_after_two)
+    with pytest.raises(OSError, match=r"x.jsonl.parts/\d+.jsonl: No space left on device; what was finished is kept"):
         evaluated(lvr, questions, tmp_path / "x.jsonl", rows=3)
-    kept = read_results(tmp_path / "x.jsonl.part-000-of-001", torn_tail=True).items
-    assert 6 <= len(kept) < 9
+    assert sum(len(read_results(part).items) for part in parts(tmp_path / "x.jsonl")) == 6
+    monkeypatch.undo()
     whole = evaluated(lvr, questions, tmp_path / "y.jsonl", rows=3)
     assert evaluated(lvr, questions, tmp_path / "x.jsonl", rows=3).items == whole.items
 
@@ -313,23 +309,11 @@ def test_results_of_other_weights_under_the_same_name_are_refused(lvr, questions
         evaluated(trained, questions, tmp_path / "x.jsonl")
 
 
-def test_processes_share_the_items_and_the_first_puts_the_parts_together(lvr, questions, tmp_path, monkeypatch):
-    """Two processes, one after the other; the barriers between them are stood in for."""
+def test_parts_of_batches_of_another_size_are_gone_on_with(lvr, questions, tmp_path, monkeypatch):
     whole = evaluated(lvr, questions, tmp_path / "whole.jsonl", rows=3)
-    monkeypatch.setattr(runner.multihost_utils, "sync_global_devices", lambda name: None)
-    with pytest.raises(BenchmarkError, match="no such file"):           # the first has not put anything together yet
-        evaluated(lvr, questions, tmp_path / "x.jsonl", rows=3, process=(1, 2))
-    second = read_results(tmp_path / "x.jsonl.part-001-of-002").items
-    assert 0 < len(second) < 13
-    found = evaluated(lvr, questions, tmp_path / "x.jsonl", rows=3, process=(0, 2))
-    assert found.items == whole.items
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["whole.jsonl", "x.jsonl"]
-
-
-def test_what_one_process_left_two_go_on_with(lvr, questions, tmp_path, monkeypatch):
-    whole = evaluated(lvr, questions, tmp_path / "whole.jsonl", rows=3)
-    part = tmp_path / "x.jsonl.part-001-of-004"
-    part.write_text(whole.header.to_line() + "".join(item.to_line() for item in whole.items[:12]))
+    there = tmp_path / "x.jsonl.parts"
+    there.mkdir()
+    write_results(there / "000000.jsonl", whole.header, whole.items[:12])
     ran = []
 
     def noting(sample, *arguments, **options):
@@ -437,7 +421,7 @@ def test_an_image_that_breaks_on_the_way_names_its_file_and_keeps_what_is_done(l
     (tmp_path / "2.png").write_bytes(whole[:50])                # its header is fine
     with pytest.raises(DataError, match="2.png"):
         evaluated(lvr, tmp_path / "set.jsonl", tmp_path / "x.jsonl", rows=1)
-    done = read_results(tmp_path / "x.jsonl.part-000-of-001").items
-    assert [item.id for item in done] == ["0", "1"], "what was finished before it stays"
+    done = [item.id for part in parts(tmp_path / "x.jsonl") for item in read_results(part).items]
+    assert done == ["0", "1"], "what was finished before it stays"
     (tmp_path / "2.png").write_bytes(whole)
     assert len(evaluated(lvr, tmp_path / "set.jsonl", tmp_path / "x.jsonl", rows=1).items) == 4

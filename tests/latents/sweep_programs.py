@@ -17,6 +17,7 @@ from lvr_jax.latents import sweep as sweeps
 from lvr_jax.latents.decoding import Decoding
 from lvr_jax.latents.sources import SOURCES
 from lvr_jax.latents.sweep import KEEP, Prompts, Sweeper, run
+from lvr_jax.multihost.cell import Cell
 
 # The same programs, compiled quickly.
 sweeps.prefill, sweeps.sweep = latent_models.prefill, latent_models.sweep
@@ -62,7 +63,7 @@ def sweeper_of(*, chunk=None, seed=0, weights=0, mesh=None, keep=None, hold=1e9,
     return Sweeper(
         GRAPH, params(weights), PLAN, Decoding(max_new_tokens=10, stop=(STOP,)), letters=LETTERS, opening=(OPENING,),
         keep=(*KEEP, "blocks", "count", "hidden@last_latent") if keep is None else keep, seed=seed, chunk=chunk,
-        mesh=mesh, hold=hold, progress=False, sources=sources,
+        cell=Cell(mesh), hold=hold, progress=False, sources=sources,
     )  # fmt: skip
 
 

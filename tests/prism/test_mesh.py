@@ -1,4 +1,4 @@
-"""Is a sweep on four devices, items over two and weights over two, that of one device? Also the program they run."""
+"""A sweep on four devices, items over two and weights over two, equals that of one. Also the program they run."""
 
 import dataclasses
 import importlib.util
@@ -15,6 +15,7 @@ import pytest
 
 from lvr_jax.latents import conditions as cond
 from lvr_jax.latents import sweep as sweeps
+from lvr_jax.multihost.cell import Cell
 from lvr_jax.prism import experiment
 
 ROOT = Path(__file__).parents[2]
@@ -43,9 +44,9 @@ def main(folder: Path) -> None:
     held = weights.addressable_shards[0].data.size / weights.size
     four, one = folder / "four", folder / "one"
     sweeper, conditions = audit._sweeper("corruption"), [cond.zero(), cond.absolute_noise(0.3)]
-    with jax.set_mesh(audit.mesh):
+    with audit.cell.active():
         sweeps.run(sweeper, audit.items.prompts(), conditions, four)
-    alone = dataclasses.replace(sweeper, mesh=None, params=jax.tree.map(np.asarray, sweeper.params))
+    alone = dataclasses.replace(sweeper, cell=Cell(), params=jax.tree.map(np.asarray, sweeper.params))
     sweeps.run(alone, audit.items.prompts(), conditions, one)
     a, b = sweeps.read(four).arrays, sweeps.read(one).arrays
     margin = np.abs(a["margin@answer"] - b["margin@answer"])

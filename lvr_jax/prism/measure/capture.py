@@ -76,26 +76,32 @@ class Capture:
 def run(
     sweeper: Sweeper, prompts: Sequence[Prompts], folder, *, spans: Spans, layers: str = "last", weights: int = 0
 ) -> int:
-    """Captures every batch that is not there yet; returns how many were run.
+    """Captures every batch that is not there yet; returns how many this cell ran.
 
     spans: batch -> masks [B, T] of the prompt, by position name; weights: a number of the parameters.
     Raises SweepError if the folder holds another capture.
     """
     if layers not in LAYERS:
         raise ValueError(f"capture.layers is {layers!r}, expected one of {', '.join(LAYERS)}")
-    files = SweepFiles(folder)
-    files.open(_manifest(sweeper, prompts, layers, weights))
-    rows = max(len(p.ids) for p in prompts)
-    rows += -rows % (sweeper.mesh.shape["data"] if sweeper.mesh is not None else 1)
-    engine = _Engine(sweeper, rows, layers, spans, sweeper.everywhere(sweeper.params))
-    done = 0
-    with tqdm(total=sum(len(p.ids) for p in prompts), unit="item", desc="capture", disable=not sweeper.progress) as bar:
-        for number, part in enumerate(prompts):
-            if not files.has("clean", number):
-                files.write("clean", number, engine.run(part))
-                done += 1
-            bar.update(len(part.ids))
-    return done
+    files, cell = SweepFiles(folder), sweeper.cell
+    files.open(_manifest(sweeper, prompts, layers, weights), cell)
+    missing = files.missing(["clean"], len(prompts), cell)["clean"]
+    engine = _Engine(
+        sweeper, cell.filled(max(len(p.ids) for p in prompts)), layers, spans, cell.whole(sweeper.params)
+    )
+    total, to_do = sum(len(p.ids) for p in prompts), sum(len(prompts[n].ids) for n in missing) * cell.count
+    with tqdm(
+        total=total, initial=max(total - to_do, 0), unit="item", desc="capture",
+        disable=not (sweeper.progress and cell.reports),
+    ) as bar:  # fmt: skip
+        for number in missing:
+            made = engine.run(prompts[number])
+            if cell.is_writer:
+                files.write("clean", number, made)
+            cell.hosts.progress(number)
+            bar.update(len(prompts[number].ids) * cell.count)
+    cell.hosts.wait("capture is finished")
+    return len(missing)
 
 
 def _manifest(sweeper: Sweeper, prompts: Sequence[Prompts], layers: str, weights: int) -> dict:
@@ -130,17 +136,18 @@ class _Engine:
         batch = {key: filled(value) for key, value in part.load().items()}
         deep = self.layers == "all"
         prefix, out = prefill(
-            s.graph, self.params, s.place(batch), s.place(filled(part.numbers)), compute=s.compute,
+            s.graph, self.params, s.cell.rows(batch), s.cell.rows(filled(part.numbers)), compute=s.compute,
             remember_ids=s.decoding.repetition_penalty != 1, taps=("hidden", "merged", *(("states",) if deep else ())),
             blocked=blocked(s.attention),
         )  # fmt: skip
         condition = cond.stack([cond.clean()], (), len(s.plan.spec.stages), s.latents)
         trace = sweep(
-            s.graph, self.params, prefix, s.plan, s.everywhere(condition), rollout.no_bank(prefix, s.plan),
-            decoding=s.decoding, steps=s.steps([cond.clean()]), letters=jnp.asarray(s.letters, jnp.int32),
-            seed=s.seed, compute=s.compute, record=("states",) if deep else (),
+            s.graph, self.params, prefix, s.plan, s.cell.whole(condition),
+            s.cell.whole(rollout.no_bank(prefix, s.plan)), decoding=s.decoding, steps=s.steps([cond.clean()]),
+            letters=np.asarray(s.letters, np.int32), seed=s.seed, compute=s.compute, record=("states",) if deep else (),
         )  # fmt: skip
-        host = {k: np.asarray(v)[0, :n] for k, v in vars(trace).items() if v is not None and k != "steps"}
+        host = s.cell.fetch({k: v for k, v in vars(trace).items() if v is not None and k != "steps"})
+        host = {k: v[0, :n] for k, v in host.items()}
         found = positions.masks(host, s.plan, s.opening, s.latents)
         found["answer_tag"] = positions.before(found["tagged"])
         states = _stacked(host["states"], host["hidden"]) if deep else host["hidden"][:, :, None]      # [B, S, L, D]
@@ -148,15 +155,16 @@ class _Engine:
                 if name in found}  # fmt: skip
         fed = positions.mean(host["fed"], found["latents"])
         kept["state@reinjected"] = np.repeat(fed[:, None], states.shape[2], 1)
+        of_prompt = (out["hidden"], *((out["states"],) if deep else ()))
         for name, span in self.spans(batch).items():
-            kept[f"state@{name}"] = _over_prompt(out, jnp.asarray(span), deep)[:n]
+            kept[f"state@{name}"] = s.cell.fetch(_over_prompt(of_prompt, s.cell.rows(span)))[:n]
         blocks, count = latents_of(host, len(s.plan.spec.stages), s.latents)
         trace_kept = {name: host[name] * (host["live"] if name != "live" else True) for name in TRACE}
         return kept | trace_kept | {
             "blocks": blocks, "count": count, "answer_step": positions.step(found["answer"]),
             "letters": positions.mean(host["letters"], found["answer"]),
             "margin": positions.mean(host["margin"], found["answer"]),
-            "similarity": _similarity(blocks, np.asarray(out["merged"], np.float32)[:n]),
+            "similarity": _similarity(blocks, s.cell.fetch(out["merged"])[:n].astype(np.float32)),
         }  # fmt: skip
 
 
@@ -167,14 +175,18 @@ def _stacked(states, hidden):
     return states
 
 
-def _over_prompt(out: dict, span: jax.Array, deep: bool) -> np.ndarray:
-    """Mean state over a span [B, T] of the prompt: [B, L, D], NaN for an empty span."""
+@jax.jit
+def _over_prompt(states: tuple[jax.Array, ...], span: jax.Array) -> jax.Array:
+    """Mean state over a span [B, T] of the prompt: [B, L, D], NaN for an empty span.
+
+    states: [B, T, D] after the final norm, and the residual states [1 + L, B, T, D] where all layers are kept
+    """
     weight = span / jnp.where(span.any(1, keepdims=True), span.sum(1, keepdims=True), jnp.nan)
-    last = jnp.einsum("BTD,BT->BD", out["hidden"].astype(jnp.float32), weight)[:, None]
-    if not deep:
-        return np.asarray(last)
-    before = jnp.einsum("LBTD,BT->BLD", out["states"][:-1].astype(jnp.float32), weight)
-    return np.asarray(jnp.concatenate([before, last], 1))
+    last = jnp.einsum("BTD,BT->BD", states[0].astype(jnp.float32), weight)[:, None]
+    if len(states) == 1:
+        return last
+    before = jnp.einsum("LBTD,BT->BLD", states[1][:-1].astype(jnp.float32), weight)
+    return jnp.concatenate([before, last], 1)
 
 
 def _similarity(blocks: np.ndarray, merged: np.ndarray) -> np.ndarray:

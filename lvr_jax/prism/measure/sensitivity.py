@@ -125,31 +125,38 @@ class Sensitivity:
 def run(
     sweeper: Sweeper, items: Items, prompts: Sequence[Prompts], capture_folder, folder, *, count: int
 ) -> int:
-    """Differentiates about `count` items, whole batches spread over the benchmark; returns how many batches were run.
+    """Differentiates about `count` items, whole batches spread over the benchmark; returns how many this cell ran.
 
     Items whose reply has no place for a letter are left out; they have no margin.
     """
-    captured, files = SweepFiles(capture_folder), SweepFiles(folder)
+    captured, files, cell = SweepFiles(capture_folder), SweepFiles(folder), sweeper.cell
     needed = min(-(-count // items.rows), len(prompts))
     chosen = sorted({round(n * (len(prompts) - 1) / max(needed - 1, 1)) for n in range(needed)})
-    files.open({"sensitivity": chosen, "items": [list(prompts[n].ids) for n in chosen], "of": captured.manifest()})
-    done = 0
-    with tqdm(total=len(chosen), unit="batch", desc="sensitivity", disable=not sweeper.progress) as bar:
-        for number, n in enumerate(chosen):
-            if not files.has("gradient", number):
-                trace = captured.load("clean", n, ("token", "latent", "answer_step"))
-                files.write("gradient", number, _batch(sweeper, items, prompts[n], trace))
-                done += 1
-            bar.update()
-    return done
+    files.open(
+        {"sensitivity": chosen, "items": [list(prompts[n].ids) for n in chosen], "of": captured.manifest()}, cell
+    )
+    missing = files.missing(["gradient"], len(chosen), cell)["gradient"]
+    with tqdm(
+        total=len(chosen), initial=max(len(chosen) - len(missing) * cell.count, 0), unit="batch", desc="sensitivity",
+        disable=not (sweeper.progress and cell.reports),
+    ) as bar:  # fmt: skip
+        for number in missing:
+            n = chosen[number]
+            made = _batch(sweeper, items, prompts[n], captured.load("clean", n, ("token", "latent", "answer_step")))
+            if cell.is_writer:
+                files.write("gradient", number, made)
+            cell.hosts.progress(number)
+            bar.update(cell.count)
+    cell.hosts.wait("sensitivity is finished")
+    return len(missing)
 
 
 def _batch(s: Sweeper, items: Items, part: Prompts, trace: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    n, rows = len(part.ids), items.rows
+    n, rows = len(part.ids), s.cell.filled(items.rows)
     filled = lambda x: np.concatenate([x, np.repeat(x[:1], rows - n, 0)])  # noqa: E731
     batch = {key: filled(value) for key, value in part.load().items()}
-    prefix, _ = prefill(s.graph, s.params, batch, filled(part.numbers), compute=s.compute, remember_ids=False,
-                        blocked=blocked(s.attention))  # fmt: skip
+    prefix, _ = prefill(s.graph, s.params, s.cell.rows(batch), s.cell.rows(filled(part.numbers)), compute=s.compute,
+                        remember_ids=False, blocked=blocked(s.attention))  # fmt: skip
     # Answers end early: only so many steps are replayed, in a few sizes so that programs are shared.
     steps = min(-(-int(trace["answer_step"].max(initial=0) + 1) // 16) * 16, trace["token"].shape[1])
     offered = np.arange(len(s.letters)) < items.options[items.places(part.ids)][:, None]
@@ -158,8 +165,8 @@ def _batch(s: Sweeper, items: Items, part: Prompts, trace: dict[str, np.ndarray]
         answer=filled(np.maximum(trace["answer_step"], 0)), gold=filled(np.asarray(part.labels)),
         offered=filled(offered),
     )  # fmt: skip
-    margin, gradient, fed = jax.device_get(gradients(
-        s.graph, s.params, prefix, replay, jnp.asarray(s.letters, jnp.int32), head_at=s.plan.spec.head_at,
+    margin, gradient, fed = s.cell.fetch(gradients(
+        s.graph, s.params, prefix, s.cell.rows(replay), np.asarray(s.letters, np.int32), head_at=s.plan.spec.head_at,
         compute=s.compute,
     ))  # fmt: skip
     most = int(np.asarray(s.plan.quota).sum())

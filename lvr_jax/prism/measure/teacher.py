@@ -21,6 +21,7 @@ from lvr_jax.latents import objectives
 from lvr_jax.latents.objectives import Objective, Weights
 from lvr_jax.latents.sweep_files import SweepFiles
 from lvr_jax.models.qwen2_5_vl.layers import Compute
+from lvr_jax.multihost.cell import Cell
 from lvr_jax.prism.measure.items import Items
 
 MANIFEST_KEY = "teacher_forced"
@@ -47,8 +48,11 @@ def _forward(graph, params, batch, compute: Compute, attention: str):
     return out["predicted"], out["target"]
 
 
-def run(items: Items, folder, *, count: int, latents: int, compute: Compute, progress: bool = True) -> int:
-    """Teacher-forces the first `count` items that have boxes; returns how many batches were run.
+def run(
+    items: Items, folder, *, count: int, latents: int, compute: Compute, cell: Cell = Cell(),  # noqa: B008
+    progress: bool = True,
+) -> int:  # fmt: skip
+    """Teacher-forces the first `count` items that have boxes; returns how many batches this cell ran.
 
     latents: at most so many of a stage are kept (a large box has thousands)
     """
@@ -60,16 +64,22 @@ def run(items: Items, folder, *, count: int, latents: int, compute: Compute, pro
     files.open({
         MANIFEST_KEY: items.template.name, "items": ids, "latents": latents, "weights": items.subject.weights,
         "dtype": str(jnp.dtype(compute.dtype)), "attention": items.subject.attention, "stages": _visual(items),
-    })  # fmt: skip
-    done = 0
-    with tqdm(total=len(wanted), unit="item", desc="teacher forcing", disable=not progress) as bar:
-        for number, batch in enumerate(planned):
-            if not files.has("forced", number):
-                rows = [examples[int(wanted[i])] for i in batch.items]
-                files.write("forced", number, _run(items, rows, batch.budget, latents, compute))
-                done += 1
-            bar.update(len(batch.items))
-    return done
+    }, cell)  # fmt: skip
+    missing = files.missing(["forced"], len(planned), cell)["forced"]
+    to_do = sum(len(planned[number].items) for number in missing) * cell.count
+    with tqdm(
+        total=len(wanted), initial=max(len(wanted) - to_do, 0), unit="item", desc="teacher forcing",
+        disable=not (progress and cell.reports),
+    ) as bar:  # fmt: skip
+        for number in missing:
+            rows = [examples[int(wanted[i])] for i in planned[number].items]
+            made = _run(items, rows, planned[number].budget, latents, compute, cell)
+            if cell.is_writer:
+                files.write("forced", number, made)
+            cell.hosts.progress(number)
+            bar.update(len(rows) * cell.count)
+    cell.hosts.wait("teacher forcing is finished")
+    return len(missing)
 
 
 def _example(items: Items, i: int) -> Example:
@@ -82,10 +92,12 @@ def _visual(items: Items) -> list[str]:
     return [stage.name for stage in items.template.stages if stage.box_scale is not None]
 
 
-def _run(items: Items, rows: Sequence[Example], budget, latents: int, compute: Compute) -> dict[str, np.ndarray]:
-    filled = [*rows, *[rows[0]] * (items.rows - len(rows))]
-    batch = collate([[example] for example in filled], budget, items.geometry)
-    predicted, target = jax.device_get(_forward(
+def _run(
+    items: Items, rows: Sequence[Example], budget, latents: int, compute: Compute, cell: Cell
+) -> dict[str, np.ndarray]:
+    filled = [*rows, *[rows[0]] * (cell.filled(items.rows) - len(rows))]
+    batch = cell.rows(collate([[example] for example in filled], budget, items.geometry))
+    predicted, target = cell.fetch(_forward(
         items.subject.graph, items.subject.params, batch, compute, items.subject.attention
     ))
     kept = {}
