@@ -47,6 +47,9 @@ def get_config(which: str = ""):
     # This host's devices: items over data, weights that one device cannot hold over tensor.
     config.mesh = ml_collections.ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
     config.dtype = ""                   # default: bfloat16 on accelerators, float32 on a CPU
+    # Whose latents each checkpoint is fed besides: folders of finished audits (WORKDIR/NAME), or "others" for those of
+    # all other checkpoints of this run: a table of readers by makers.
+    config.latents_from = ""
     config.seed = 0
     config.conditions = ml_collections.ConfigDict({
         "names": NAMES[which],
@@ -69,6 +72,11 @@ def get_config(which: str = ""):
         "content": "auto",
     })  # fmt: skip
     config.alignment = ml_collections.ConfigDict({"count": 200, "latents": 64, "template": ""})
+    # Which clean state, put into a run under this condition, brings the clean answer back; items, layers (none: some of
+    # all; 0 is what is fed).
+    config.patching = ml_collections.ConfigDict({
+        "condition": "donor_paper" if paper else "donor_directed", "count": 0 if which else 48, "layers": (),
+    })  # fmt: skip
     config.sensitivity = ml_collections.ConfigDict({"count": 0 if light else 64})
     config.attention = {"": "clean,zero,donor", "paper": "clean,zero", "light": ""}[which]
     config.gallery = 6

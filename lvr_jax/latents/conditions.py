@@ -81,6 +81,10 @@ class Named:
     as the item's box has. `context` names another prompt of the same item (`Prompts.variants`) that the rollout reads
     instead of the item's own.
 
+    `patch` names a position (latents.positions) and a layer (0: what is fed, l: the output of block l) at which the
+    state of the item's clean run takes the place of the run's own. `noise_of` names the condition whose noise is
+    drawn, where it is another one's.
+
     Identity: `name` is what files and tables call it, `kind` which family it belongs to, `strength` the number that
     tells it from others of its kind, `evidence` what its effect shows (EVIDENCE).
     """
@@ -102,6 +106,8 @@ class Named:
     close: bool | None = None
     blocked: tuple[tuple[int, int], ...] = ()
     context: str = ""
+    patch: tuple[str, int] | None = None
+    noise_of: str = ""
 
     def __post_init__(self):
         numbers, steps = [self.keep, self.mix, self.sigma], self.steps
@@ -128,7 +134,8 @@ class Named:
     def from_record(cls, record: Mapping) -> "Named":
         """Of `dataclasses.asdict`, also after JSON has made lists of its tuples."""
         steps = None if record["steps"] is None else tuple(record["steps"])
-        return cls(**{**record, "steps": steps, "blocked": tuple(map(tuple, record["blocked"]))})
+        patch = None if record["patch"] is None else tuple(record["patch"])
+        return cls(**{**record, "steps": steps, "blocked": tuple(map(tuple, record["blocked"])), "patch": patch})
 
 
 def clean() -> Named:
@@ -222,7 +229,7 @@ def answer_blind_to_image() -> Named:
 def with_image_hidden(condition: Named) -> Named:
     """`condition` with an answer that does not see the image tokens. The question's own states, which do, stay."""
     return dataclasses.replace(condition, name=f"{condition.name}+image_hidden", evidence=PATH,
-                               blocked=(*condition.blocked, (ANSWER, IMAGE)))  # fmt: skip
+                               noise_of=_noise(condition), blocked=(*condition.blocked, (ANSWER, IMAGE)))  # fmt: skip
 
 
 def in_context(condition: Named, context: str, own: str = "self") -> Named:
@@ -235,14 +242,25 @@ def in_context(condition: Named, context: str, own: str = "self") -> Named:
     if condition.keep and condition.mix:
         raise ConditionError(f"condition {condition.name!r} mixes latents, which no other prompt can give")
     return dataclasses.replace(condition, name=f"{condition.name}+{context}_context", evidence=PATH, context=context,
-                               **kept)  # fmt: skip
+                               noise_of=_noise(condition), **kept)  # fmt: skip
+
+
+def patched(condition: Named, position: str, layer: int) -> Named:
+    """`condition` with the clean run's state put in at one position and layer: what does it bring back?"""
+    return dataclasses.replace(condition, name=f"{condition.name}|{position}:{layer}", evidence=NOTHING,
+                               patch=(position, layer), noise_of=_noise(condition))  # fmt: skip
+
+
+def _noise(condition: Named) -> str:
+    return condition.noise_of or condition.name
 
 
 def stack(conditions: Sequence[Named], sources: Sequence[str], stages: int, latents: int) -> Condition:
     """Named conditions -> one `Condition` with a leading C axis. `latents` is Z, the longest block.
 
-    The noise key of a condition is its name, so that adding or reordering conditions changes no result. Raises
-    ConditionError if a condition names a source that is not in `sources`, or touches a latent that no block has.
+    The noise key of a condition is its name, or that of the condition that it varies, so that adding or reordering
+    conditions changes no result. Raises ConditionError if a condition names a source that is not in `sources`, or
+    touches a latent that no block has.
     """
     rows = []
     for c in conditions:
@@ -261,7 +279,7 @@ def stack(conditions: Sequence[Named], sources: Sequence[str], stages: int, late
                 budget=np.full(stages, OF_THE_BOX if c.of_the_box else -1 if c.budget is None else c.budget, np.int32),
                 opens=np.full(stages, c.opens), banned=np.full(stages, c.banned),
                 close=np.int32(0 if c.close is None else 1 if c.close else -1),
-                blocked=blocked, seed_as=np.int32(name_number(c.name)),
+                blocked=blocked, seed_as=np.int32(name_number(_noise(c))),
             )
         )  # fmt: skip
     return jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)), *rows)

@@ -12,6 +12,7 @@ import numpy as np
 
 from lvr_jax.latents.spec import Plan
 
+AFTER = 4
 
 def masks(
     trace: Mapping[str, np.ndarray], plan: Plan, opening: Sequence[Sequence[int]], latents: int = 0
@@ -30,8 +31,9 @@ def masks(
     last_latent:  the last of them (the paper's b: its output picks the first text token and is never fed)
     latent_J:     the step whose input is latent J of the first block, for J below the argument `latents`
     end:          the step that consumes the end marker
+    after_K:      the K-th step after the last latent, K up to AFTER
 
-    The last five are of the last stage that has latents; `NAME:STAGE` is the same of a stage by name.
+    The last six are of the last stage that has latents; `NAME:STAGE` is the same of a stage by name.
     """
     host = {key: np.asarray(trace[key]) for key in ("token", "live", "latent", "stage", "index")}
     live, latent = host["live"], host["latent"] & host["live"]
@@ -44,6 +46,7 @@ def masks(
         # Blocks are told apart by their first latent: blocks of other stages may run beside this one.
         leading = inside & (np.cumsum(inside & (host["index"] == 0), -1) == 1)
         own |= {f"latent_{j}": leading & (host["index"] == j) for j in range(latents)}
+        own |= {f"after_{k}": live & shifted(own["last_latent"], k) for k in range(1, AFTER + 1)}
         started = np.maximum.accumulate(inside, axis=-1)
         own["end"] = first(live & ~latent & after((host["token"] == int(plan.end[g])) & live) & started)
         found |= {f"{name}:{stage.name}": mask for name, mask in own.items()}

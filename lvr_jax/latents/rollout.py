@@ -19,7 +19,7 @@ from lvr_jax.latents.machine import Machine
 from lvr_jax.latents.spec import Plan
 from lvr_jax.models.qwen2_5_vl.layers import Compute
 from lvr_jax.models.qwen2_5_vl.model import Images, Qwen2_5_VL
-from lvr_jax.models.qwen2_5_vl.text import Cache, Tokens
+from lvr_jax.models.qwen2_5_vl.text import Cache, Override, Tokens
 
 
 @jax.tree_util.register_dataclass
@@ -114,6 +114,16 @@ def no_bank(prefix: Prefix, plan: Plan) -> Bank:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
+class Patch:
+    """States of another run to be put in: at step [C, B] (-1: never) and layer [C], from states [B, S, 1 + L, D]."""
+
+    step: jax.Array
+    layer: jax.Array
+    states: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Trace:
     """What happened, step by step: [C, B, S, ...]. Step s consumes one position (step 0 is the prompt's last one).
 
@@ -157,6 +167,7 @@ def sweep(
     letters: jax.Array | None = None,
     forced: jax.Array | None = None,
     replay: jax.Array | None = None,
+    patch: Patch | None = None,
     seed: int | jax.Array = 0,
     position_shift: jax.Array | int = 0,
     compute: Compute = Compute(),  # noqa: B008
@@ -167,6 +178,7 @@ def sweep(
     steps: S, the static length of the trace, at least max_new_tokens plus the longest overrun of an open block;
     letters: [O] ids whose logits are kept; forced: [S] or [B, S], ids that replace the picked ones where >= 0;
     replay: [B, S, D], vectors fed at latent steps instead of whatever the model and the condition make;
+    patch: states that take the place of the run's own as they come up (step 0 is the prefill's, and keeps its own);
     position_shift: added to every decoded position (0 is right; minus the padding reproduces transformers 4.54 with
     left-padded batches); record: `states`, `attention`.
     """
@@ -196,7 +208,8 @@ def sweep(
         position = prefix.next_position + s - 1 + position_shift
         segment = jnp.where(row.finished, 0, prefix.segment)
         role = machine.role(row)
-        out = _decode_step(model, x, position, segment, role, prefix.cache, own, s - 1, condition, compute, record)
+        put = None if patch is None else (patch.step == s, patch.layer, patch.states[:, s])
+        out = _decode_step(model, x, position, segment, role, prefix.cache, own, s - 1, condition, compute, record, put)
         return (latent, made, fed), *out
 
     def settle(s, row, inputs, hidden, taps, trace):
@@ -236,15 +249,27 @@ def rollout(graph, params, prefix, plan, condition, bank, **options) -> Trace:
     return jax.tree.map(lambda x: x[0] if x.ndim else x, trace)
 
 
-def _decode_step(model, x, position, segment, role, prefix: Cache, own: Cache, slot, condition, compute, record):
-    """One position of every row [C, B]: hidden [C, B, D], the cache with it, and taps."""
+def _decode_step(model, x, position, segment, role, prefix: Cache, own: Cache, slot, condition, compute, record, put):
+    """One position of every row [C, B]: hidden [C, B, D], the cache with it, and taps.
+
+    put: which rows [C, B] take a state, at which layer [C], of states [B, 1 + L, D]; or None
+    """
     taps = [t for t in ("states", "attention") if t in record]
 
-    def one(x, segment, role, keys, values, own_segment, own_role, blocked):
+    def override(active, layer):
+        """[B], scalar -> the override of one condition's pass over one token a row."""
+        values = jnp.moveaxis(put[2], 1, 0)[:, :, None]                                   # [1 + L, B, 1, D]
+        here = jnp.arange(len(values)) == layer
+        return Override(values, here[:, None, None] & active[None, :, None])
+
+    def one(x, segment, role, keys, values, own_segment, own_role, blocked, chosen):
         positions = jnp.broadcast_to(position[:, None, None], (x.shape[0], 3, 1))
         tokens = Tokens(positions, segment[:, None], role[:, None], blocked)
         past = (prefix, Cache(keys, values, own_segment, own_role))
-        hidden, cache, out = model.decode(x[:, None], tokens, past=past, compute=compute, taps=taps, keep_cache=True)
+        hidden, cache, out = model.decode(
+            x[:, None], tokens, past=past, compute=compute, taps=taps, keep_cache=True,
+            override=None if chosen is None else override(*chosen),
+        )  # fmt: skip
         if "attention" in out:
             owner = jnp.concatenate([prefix.role, own_role, role[:, None]], axis=1)       # [B, S]
             onto = jax.nn.one_hot(owner, cond.ROLES)
@@ -253,8 +278,8 @@ def _decode_step(model, x, position, segment, role, prefix: Cache, own: Cache, s
             out["states"] = jnp.moveaxis(out["states"][:, :, 0], 0, 1)                    # [B, 1 + L, D]
         return hidden[:, 0], cache.k, cache.v, out
 
-    hidden, k, v, out = jax.vmap(one, in_axes=(0, 0, 0, 1, 1, 0, 0, 0), out_axes=(0, 1, 1, 0))(
-        x, segment, role, own.k, own.v, own.segment, own.role, condition.blocked
+    hidden, k, v, out = jax.vmap(one, in_axes=(0, 0, 0, 1, 1, 0, 0, 0, 0), out_axes=(0, 1, 1, 0))(
+        x, segment, role, own.k, own.v, own.segment, own.role, condition.blocked, None if put is None else put[:2]
     )
     write = lambda buffer, value, axis: jax.lax.dynamic_update_slice_in_dim(buffer, value, slot, axis)  # noqa: E731
     own = Cache(

@@ -87,7 +87,8 @@ class Source:
 
     of_clean: made of the clean pass of all items, so that it comes first; of_image: made of merged vision tokens;
     of_variant: the prompt of the item whose clean latents it feeds; donor: (clean, seed) -> [I], whose latents each
-    item gets, as rows of the clean pass, -1 for nobody; needs: fields of `Prompts` that it draws by
+    item gets, as rows of the clean pass, -1 for nobody; needs: fields of `Prompts` that it draws by; digest: of what it
+    brings along, so that a sweep of other latents is another sweep
     """
 
     make: Callable[[Request], tuple[np.ndarray, np.ndarray]]
@@ -96,6 +97,7 @@ class Source:
     of_variant: str = ""
     donor: Callable[[Clean, int], np.ndarray] | None = None
     needs: tuple[str, ...] = ()
+    digest: str = ""
 
 
 def latents_of(trace: Mapping[str, np.ndarray], stages: int, latents: int) -> tuple[np.ndarray, np.ndarray]:
@@ -190,7 +192,7 @@ def of_variant(name: str) -> Source:
     return Source(make, of_variant=name)
 
 
-def recorded(item: np.ndarray, latents: np.ndarray, count: np.ndarray) -> Source:
+def recorded(item: np.ndarray, latents: np.ndarray, count: np.ndarray, digest: str = "") -> Source:
     """Blocks that were recorded elsewhere, by item number [I]: latents [I, G, Z, D], count [I, G].
 
     Of another checkpoint, for example; the number of latents fed stays the reader's, and the last one goes on.
@@ -213,7 +215,7 @@ def recorded(item: np.ndarray, latents: np.ndarray, count: np.ndarray) -> Source
                 blocks[b, g] = leading(long, blocks.shape[2])
         return blocks, missing
 
-    return Source(make)
+    return Source(make, digest=digest)
 
 
 def own(rearrange: Callable[[np.ndarray, np.random.Generator], np.ndarray]) -> Source:

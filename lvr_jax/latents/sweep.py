@@ -198,7 +198,14 @@ def run(sweeper: Sweeper, prompts: Sequence[Prompts], conditions: Sequence[cond.
 
 
 def _phases(sweeper: Sweeper, conditions: Sequence[cond.Named]) -> list[_Phase]:
+    depth = nnx.merge(sweeper.graph, sweeper.params).config.text.layers
     for c in conditions:
+        if c.patch is not None and c.patch[0] not in sweeper._positions:
+            known = sorted(sweeper._positions)
+            raise SourceError(f"condition {c.name!r} patches {c.patch[0]!r}, positions are {known}")
+        if c.patch is not None and not 0 <= c.patch[1] <= depth:
+            raise SourceError(f"condition {c.name!r} patches layer {c.patch[1]}, the network has 0 (what is fed) to "
+                              f"{depth}")  # fmt: skip
         if c.source is not None and c.source not in sweeper.sources:
             known = sorted(sweeper.sources)
             raise SourceError(f"condition {c.name!r}: there is no source {c.source!r}, expected one of {known}")
@@ -228,7 +235,8 @@ def _manifest(sweeper: Sweeper, prompts, phases, conditions) -> dict:
     return {
         "items": ids,
         "conditions": {p.name: [dataclasses.asdict(c) for c in p.conditions] for p in phases},
-        "order": names,
+        "order": names, "digests": {c.source: sweeper.sources[c.source].digest for c in conditions
+                                    if c.source is not None and sweeper.sources[c.source].digest},
         "plan": {name: np.asarray(value).tolist() for name, value in plan.items()},
         "system": dataclasses.asdict(sweeper.plan.spec),
         "decoding": dataclasses.asdict(sweeper.decoding),
@@ -312,12 +320,13 @@ class _Engine:
         if any(c.of_the_box for c in phase.conditions):
             budget, own = box_budgets(part.regions, s.plan, rows)
             bank = dataclasses.replace(bank, budget=s.cell.rows(self._filled(budget)))
+        steps, states = self._clean_states(phase, prefix)
         arrays: dict[str, list] = {}
         for chunk, condition in self._chunks(phase, prefix):
             trace = sweep(
                 s.graph, self.params, prefix, s.plan, s.cell.whole(condition), bank,
                 decoding=s.decoding, steps=self.steps, letters=np.asarray(s.letters, np.int32), seed=s.seed,
-                compute=s.compute, record=tuple(s.record),
+                compute=s.compute, record=tuple(s.record), patch=self._patch(chunk, len(condition.keep), steps, states),
             )  # fmt: skip
             host = {key: value for key, value in vars(trace).items() if value is not None and key != "steps"}
             host = {key: value[: len(chunk), :rows] for key, value in s.cell.fetch(host).items()}
@@ -332,6 +341,7 @@ class _Engine:
         nothing = np.zeros(rows, bool)
         result["missing"] = np.stack([
             missing.get(c.source, nothing) | ~there | (own if c.of_the_box else nothing)
+            | (steps[c.patch[0]][:rows] < 1 if c.patch else nothing)
             for c in phase.conditions
         ])  # fmt: skip
         result["donor"] = np.stack([self._donor(c, clean, request.rows, rows) for c in phase.conditions])
@@ -351,6 +361,31 @@ class _Engine:
         host = s.cell.fetch({key: getattr(trace, key) for key in ("fed", "index", "latent", "live", "stage")})
         host = {key: value[0, :rows] for key, value in host.items()}
         return *latents_of(host, len(s.plan.spec.stages), s.latents), there
+
+    def _clean_states(self, phase: _Phase, prefix: Prefix) -> tuple[dict[str, np.ndarray], jax.Array | None]:
+        """What a phase patches in: the step of each position named [B], and the clean run's states [B, S, 1 + L, D]."""
+        s, names = self.sweeper, {c.patch[0] for c in phase.conditions if c.patch}
+        if not names:
+            return {}, None
+        condition = cond.stack([cond.clean()], (), len(s.plan.spec.stages), s.latents)
+        trace = sweep(
+            s.graph, self.params, prefix, s.plan, s.cell.whole(condition),
+            s.cell.whole(rollout.no_bank(prefix, s.plan)), decoding=s.decoding, steps=self.steps,
+            letters=np.asarray(s.letters, np.int32), seed=s.seed, compute=s.compute, record=("states",),
+        )  # fmt: skip
+        host = s.cell.fetch({key: getattr(trace, key) for key in ("token", "live", "latent", "stage", "index")})
+        masks = positions.masks({key: value[0] for key, value in host.items()}, s.plan, s.opening, s.latents)
+        return {name: positions.step(masks[name]) for name in names}, _first(trace.states)
+
+    def _patch(self, chunk, size: int, steps: Mapping[str, np.ndarray], states) -> rollout.Patch | None:
+        """The patches of a chunk of conditions, filled up to its size; None where its phase patches nothing."""
+        if states is None:
+            return None
+        s, never = self.sweeper, np.full(self.rows, -1, np.int32)
+        full = [*chunk, *[chunk[-1]] * (size - len(chunk))]
+        step = np.stack([steps[c.patch[0]] if c.patch else never for c in full])
+        layer = np.array([c.patch[1] if c.patch else 0 for c in full], np.int32)
+        return rollout.Patch(s.cell.rows(step, 1), s.cell.whole(layer), states)
 
     def _donor(self, condition: cond.Named, clean: Clean | None, at: np.ndarray | None, rows: int) -> np.ndarray:
         """[B] rows of the clean pass whose latents the condition feeds, -1 for nobody's."""
@@ -432,6 +467,12 @@ class _Embedding:
 @jax.jit
 def _embedded(table, ids):
     return table[ids]
+
+
+@jax.jit
+def _first(states):
+    """The one condition's states, on the devices where they are."""
+    return states[0]
 
 
 def _rows(clean: Clean, item: np.ndarray) -> np.ndarray:

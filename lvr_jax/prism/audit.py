@@ -1,6 +1,6 @@
 """The audit of one checkpoint, from its stages on the devices to the analysis; every stage is resumable.
 
-    capture -> sweep -> attention -> teacher forcing -> sensitivity -> analysis (audit.json)
+    capture -> sweep -> lens -> patching -> attention -> teacher forcing -> sensitivity -> analysis (audit.json)
 
 Device stages keep one file a batch and go on where they stopped; the analysis is computed again only if anything that
 it rests on has changed. The same stages in the same folder give the same audit.json, byte for byte.
@@ -25,7 +25,9 @@ from lvr_jax.latents.sweep import Sweeper
 from lvr_jax.latents.sweep_files import SweepError, SweepFiles
 from lvr_jax.models.qwen2_5_vl.layers import Compute
 from lvr_jax.multihost.cell import Cell
-from lvr_jax.prism.measure import capture, corruptions, geometry, sensitivity, teacher
+from lvr_jax.prism import crossing, patching
+from lvr_jax.prism.argued import argued
+from lvr_jax.prism.measure import capture, corruptions, geometry, lens, sensitivity, teacher
 from lvr_jax.prism.measure.items import Items
 from lvr_jax.prism.measure.option_texts import option_features
 from lvr_jax.prism.outcomes import (
@@ -53,6 +55,7 @@ class Settings:
     per_latent: conditions tried on one latent at a time; crossed: conditions that are run again in each of contexts
     budget: latents a block N, 0 for the protocol's; layers: of the capture, `last` or `all`
     probes: see readout; aligned: items teacher-forced, each with so many target_latents at most
+    patched: items of the patching map, the condition that it patches, and at which layers (none: some of all)
     differentiated: items of the sensitivity; attention: conditions whose attention shares are recorded
     gallery: items shown; chunk: conditions at a time, 0 for as many as fit memory bytes
     """
@@ -69,6 +72,9 @@ class Settings:
     probes: readout.Settings = readout.Settings()  # noqa: RUF009
     aligned: int = 200
     target_latents: int = 64
+    patched: int = 48
+    patched_condition: str = corruptions.DIRECTED
+    patched_layers: tuple[int, ...] = ()
     differentiated: int = 64
     attention: tuple[str, ...] = ()
     gallery: int = 6
@@ -83,8 +89,12 @@ class Settings:
         names = [n for n in self.conditions if boxed or n not in corruptions.NEEDS_BOX]
         left_out = [n for n in self.conditions if n not in names]
         cross = [n for n in self.crossed if boxed or n not in corruptions.NEEDS_BOX]
-        return corruptions.grid(names, self.sigmas, self.alphas, self.budgets, self.per_latent, latents, self.contexts,
-                                cross), left_out  # fmt: skip
+        made = corruptions.grid(names, self.sigmas, self.alphas, self.budgets, self.per_latent, latents, self.contexts,
+                                cross)  # fmt: skip
+        # What is patched is run by itself, too: its effect says which items to patch.
+        if self.patched and self.patched_condition not in {c.name for c in made}:
+            made += corruptions.named([self.patched_condition], "patching.condition")
+        return made, left_out
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -106,18 +116,19 @@ class Audit:
     def run(self) -> dict | None:
         """Does what is missing; the analysis, which the first process makes (None in the others)."""
         with self.cell.active():
-            stages, notes = self._measure()
+            stages, notes, features = self._measure()
         if not self.cell.hosts.first:
             return None
-        return cached(self.folder / "audit.json", self._key(stages), lambda: self._analysis(stages, notes))
+        return cached(self.folder / "audit.json", self._key(stages), lambda: self._analysis(stages, notes, features))
 
-    def _measure(self) -> tuple[list[str], list[str]]:
-        """The stages on the devices: their names, and notes on what was left out."""
+    def _measure(self) -> tuple[list[str], list[str], np.ndarray | None]:
+        """The stages on the devices: their names, notes on what was left out, and features of the options' texts."""
         s, items = self.settings, self.items
         prompts = items.prompts()
         probing, corrupting = self._sweeper("probe"), self._sweeper("corruption")
         conditions, left_out = s.grid(corrupting.latents, bool(items.boxed.any()))
         corruptions.check(conditions, items.categories, items.contents, items.variants)
+        patching.layers(s.patched_layers, items.subject.config.text.layers)
         content.check(s.probes.content, items.categories, items.contents, s.probes.folds)
         unknown = [n for n in s.attention if n != "clean" and n not in {c.name for c in conditions}]
         if unknown:
@@ -130,6 +141,8 @@ class Audit:
         capture.run(probing, prompts, self.folder / "capture", spans=items.spans, layers=s.layers,
                     weights=items.subject.weights)  # fmt: skip
         sweeps.run(corrupting, prompts, conditions, self.folder / "sweep")
+        lens.run(items, self.folder / "capture", self.folder / "lens", self.cell)
+        patched = s.patched > 0 and self._patch(corrupting, conditions, notes)
         if s.attention:
             watched = dataclasses.replace(corrupting, keep=("attention@answer", "attention@latents"),
                                           record=("attention",), chunk=1)  # fmt: skip
@@ -148,9 +161,25 @@ class Audit:
             sensitivity.run(probing, items, prompts, self.folder / "capture", self.folder / "sensitivity",
                             count=differentiated)  # fmt: skip
 
-        stages = ["capture", "sweep", *(["attention"] if s.attention else []), *(["teacher"] if aligned else []),
-                  *(["sensitivity"] if differentiated else [])]  # fmt: skip
-        return stages, notes
+        ran = {"patching": patched, "attention": s.attention, "teacher": aligned, "sensitivity": differentiated}
+        stages = ["capture", "sweep", "lens", *(stage for stage, done in ran.items() if done)]
+        return stages, notes, option_features(items.subject, items.benchmark.rows, self.cell)
+
+    def check_makers(self, makers: Mapping[str, epath.Path]) -> None:
+        """Refuses audits of other items or of another width, before anything runs."""
+        for folder in makers.values():
+            crossing.check(folder, self.items.ids, self.items.subject.config.text.hidden, self.name)
+
+    def cross(self, makers: Mapping[str, epath.Path]) -> dict[str, dict]:
+        """What answers become with the latents of other checkpoints' audits, by name (crossing.table)."""
+        self.check_makers(makers)
+        self.say(f"{self.name}: latents of {', '.join(makers)}")
+        sweeper = self._sweeper("corruption")
+        sweeper = dataclasses.replace(sweeper, sources={**sweeper.sources, **crossing.sources(makers)})
+        with self.cell.active():
+            sweeps.run(sweeper, self.items.prompts(), crossing.conditions(list(makers)), self.folder / "crossed")
+        found = outcomes(self.items, sweeps.read(self.folder / "crossed"))
+        return plain(crossing.table(found, list(makers), self.settings.level))
 
     def plan(self, run: str) -> Plan:
         """The latent loop with the protocol's budget for this kind of run, or the config's."""
@@ -180,18 +209,40 @@ class Audit:
         text = json.dumps([FORMAT, self.name, manifests, rules], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def _questions(self) -> content.Questions:
-        items = self.items
-        return content.Questions(items.categories, items.contents, items.labels, items.options,
-                                 option_features(items.subject, items.benchmark.rows))  # fmt: skip
+    def _patch(self, sweeper: Sweeper, conditions: list[cond.Named], notes: list[str]) -> bool:
+        """The patching map's runs, over the items whose answer its condition changes first; False without any."""
+        s = self.settings
+        found = outcomes(self.items, sweeps.read(self.folder / "sweep"))
+        chosen = patching.chosen_items(found, s.patched_condition, s.patched)
+        if len(chosen) < 2:
+            notes.append(f"no patching: fewer than two items have latents that {s.patched_condition!r} replaces")
+            return False
+        sweeps.run(sweeper, self.items.part(chosen).prompts(), patching.conditions(*self._map(conditions)),
+                   self.folder / "patching")  # fmt: skip
+        return True
+
+    def _map(self, conditions: list[cond.Named]) -> tuple[cond.Named, int, tuple[int, ...]]:
+        """What is patched: the condition, latents of the longest block, layers."""
+        s = self.settings
+        base = next(c for c in conditions if c.name == s.patched_condition)
+        depth = self.items.subject.config.text.layers
+        return base, self._sweeper("corruption").latents, patching.layers(s.patched_layers, depth)
+
+    def _recovered(self) -> dict:
+        results = sweeps.read(self.folder / "patching")
+        part = self.items.part(self.items.places(results.items))
+        return patching.recovered(outcomes(part, results), *self._map(results.records))
 
     # Analysis --------------------------------------------------------------------------------------------------------
 
-    def _analysis(self, stages: list[str], notes: list[str]) -> dict:
+    def _analysis(self, stages: list[str], notes: list[str], features: np.ndarray | None) -> dict:
         s, items = self.settings, self.items
         interval = {"level": s.level, "draws": s.draws, "seed": s.seed}
         self.say(f"{self.name}: analysis")
-        found = outcomes(items, sweeps.read(self.folder / "sweep"))
+        results = sweeps.read(self.folder / "sweep")
+        found = outcomes(items, results)
+        asked = content.Questions(items.categories, items.contents, items.labels, items.options, features)
+        gallery = _gallery(found, s.gallery)
         captured = capture.read(self.folder / "capture")
         captured = _in_order(captured, items.places(captured.items))
         tests = effects(found, **interval)
@@ -210,12 +261,15 @@ class Audit:
             "latents": {name: int(n) for name, n in zip(names, self.plan("corruption").quota)}, "notes": notes,
             "clean": _clean(found, items, captured), "conditions": tests, "verdict": judged,
             "sham": _sham(found),
-            "probes": readout.read_out(captured, items.options, items.categories, s.probes, self._questions()),
+            "probes": readout.read_out(captured, items.options, items.categories, s.probes, asked),
             "alignment": geometry.aligned(forced, captured),
             "collapse": geometry.collapse_by_stage(captured, names),
+            "argued": argued(found, items, results, s.level),
+            "patching": self._recovered() if "patching" in stages else None,
+            "lens": lens.read(self.folder / "lens", items, names, gallery),
             "sensitivity": None if moved is None else _sensitivity(moved, found, items),
             "attention": None if attention is None else geometry.attention_shares(attention),
-            "answers": _answers(found, items), "gallery": _gallery(found, s.gallery),
+            "answers": _answers(found, items), "gallery": gallery,
         })  # fmt: skip
 
 

@@ -34,6 +34,7 @@ from lvr_jax.models.qwen2_5_vl.layers import Compute
 from lvr_jax.models.qwen2_5_vl.model import abstract_model
 from lvr_jax.multihost.hosts import ALONE, Hosts, HostsError, code_version
 from lvr_jax.prism.audit import Audit, Settings
+from lvr_jax.prism.crossing import OTHERS
 from lvr_jax.prism.measure.capture import LAYERS
 from lvr_jax.prism.measure.corruptions import CONTEXTS
 from lvr_jax.prism.measure.items import Items, template_for
@@ -73,18 +74,43 @@ def run(
     settings = settings_of(config)
     hosts.same({"code": code_version(), "workdir": str(workdir), "config": json.loads(config.to_json_best_effort())})
     hosts.share(workdir)
+    makers = makers_of(names(config.latents_from), folders, labels, epath.Path(workdir))
     audits, analyses = [], []
     for folder, label in zip(folders, labels):
         place = epath.Path(workdir) / report.slug(label)
         audits.append(prepare(config, settings, folder, label, place, progress, say, hosts))
+        if OTHERS not in names(config.latents_from):
+            audits[-1].check_makers(makers[label])
         analyses.append(audits[-1].run())
         hosts.progress(len(audits))
+    for audit, analysis in zip(audits, analyses):
+        if makers[audit.name]:
+            crossed = audit.cross(makers[audit.name])
+            if analysis is not None:
+                analysis["crossed"] = crossed
     page = epath.Path(workdir) / "report" / "report.html" if config.report else epath.Path(workdir)
     if config.report and hosts.first:
         say("report")
         report.write(audits, analyses, page.parent, variants=variants)
     hosts.wait("report")
     return page
+
+
+def makers_of(asked: Sequence[str], folders, labels, workdir: epath.Path) -> dict[str, dict[str, epath.Path]]:
+    """checkpoint -> whose latents it is fed, by name: audits' folders, or `others` for all of this run's other ones."""
+    if OTHERS not in asked:
+        found = {epath.Path(folder).name: epath.Path(folder) for folder in asked}
+        if len(found) < len(asked):
+            raise PrismError(f"latents_from: {', '.join(asked)} do not all end in another name, expected that they do")
+        return {label: found for label in labels}
+    if len(asked) > 1 or len(labels) < 2:
+        raise PrismError(f"latents_from is {', '.join(asked)!r} for {len(labels)} checkpoints, expected folders of "
+                         f"audits, or {OTHERS!r} alone and two checkpoints at least")
+    widths = {label: read_config(folder).text.hidden for folder, label in zip(folders, labels)}
+    if len(set(widths.values())) > 1:
+        shown = ", ".join(f"{label} {width}" for label, width in widths.items())
+        raise PrismError(f"latents_from is {OTHERS!r}, but latents have different widths: {shown}")
+    return {label: {other: workdir / report.slug(other) for other in labels if other != label} for label in labels}
 
 
 def prepare(
@@ -125,6 +151,9 @@ def settings_of(config: Mapping) -> Settings:
         "conditions.alphas": (c.alphas, _positive(c.alphas), "numbers above 0"),
         "conditions.budgets": (c.budgets, _positive(c.budgets, int), "whole numbers above 0 (0: markers_only)"),
         "conditions.contexts": (c.contexts, set(names(c.contexts)) <= set(CONTEXTS), f"some of {', '.join(CONTEXTS)}"),
+        "patching.count": (config.patching.count, config.patching.count >= 0, "0 (no map) or more"),
+        "patching.layers": (config.patching.layers, all(isinstance(n, int) for n in config.patching.layers),
+                            "whole numbers"),
         "probes.ladder": (config.probes.ladder, _positive(config.probes.ladder, int), "whole numbers above 0"),
     }
     for field, (value, sound, expected) in rules.items():
@@ -140,7 +169,9 @@ def settings_of(config: Mapping) -> Settings:
             level=config.level, draws=config.draws, seed=config.seed,
         ),
         aligned=config.alignment.count, target_latents=config.alignment.latents,
-        differentiated=config.sensitivity.count, attention=names(config.attention), gallery=config.gallery,
+        patched=config.patching.count, patched_condition=config.patching.condition,
+        patched_layers=tuple(config.patching.layers), differentiated=config.sensitivity.count,
+        attention=names(config.attention), gallery=config.gallery,
         level=config.level, draws=config.draws, seed=config.seed, chunk=c.chunk, memory=c.memory,
     )  # fmt: skip
 

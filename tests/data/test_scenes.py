@@ -255,6 +255,26 @@ def test_masked_input_hides_all_ink_of_the_target_and_changes_nothing_else(sourc
     assert x0 <= left < right <= x1 and y0 <= top < bottom <= y1
 
 
+def test_a_counterfactual_asks_the_same_of_a_scene_in_which_the_target_alone_is_another():
+    """Another answer, which is among the options; pixels outside the target's canvas are the same, noise included."""
+    source = DigitSearch(60, split="test", seed=3)
+    for index in range(60):
+        own, other, scene = source[index], source.counterfactual(index), source.scene(index)
+        (target,) = source.target(index)
+        assert (other.question, other.options) == (own.question, own.options) and other.answer != own.answer
+        assert other.options["ABCD".index(other.letter)] == other.answer
+        different = (own.images[0] != other.images[0]).any(-1)
+        x0, y0, x1, y1 = scene.canvas[target]
+        assert different[y0:y1, x0:x1].any()
+        different[y0:y1, x0:x1] = False
+        assert not different.any()
+        assert own.boxes == other.boxes or own.category == "digit"              # the ink of another digit is elsewhere
+    assert same(source.counterfactual(4), source.counterfactual(4))
+    assert DigitSearch(4, kinds=("position",)).counterfactual(0) is None
+    with_hole = DigitSearch(4, mask_box=True)
+    np.testing.assert_array_equal(with_hole.counterfactual(1).input_images[0], with_hole[1].input_images[0])
+
+
 def test_the_default_scene_has_the_box_sizes_that_were_seen_to_be_learnable():
     source = DigitSearch(2000)
     tokens = collections.Counter(len(box_to_tokens(source[i].boxes[0], (1, 8, 8))) for i in range(2000))

@@ -112,3 +112,54 @@ def test_a_mix_with_own_latents_cannot_be_read_in_another_context():
 def test_a_prompt_that_the_items_lack_is_named(tmp_path):
     with pytest.raises(SourceError, match=r"needs the prompt 'counterfactual', the items have \['blank'\]"):
         programs.sweep_into(tmp_path / "refused", batches=[range(2)], conditions=[cond.replaced("counterfactual")])
+
+
+PATCHED = [cond.patched(cond.replaced("donor_directed"), position, layer)
+           for position in ("h0", "latent_0", "latent_2", "after_1") for layer in (0, 1, 2)]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def patched(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("patched") / "sweep"
+    conditions = [cond.replaced("donor_directed"), *PATCHED, cond.patched(cond.absolute_noise(0.3), "latent_1", 0),
+                  cond.absolute_noise(0.3)]  # fmt: skip
+    programs.sweep_into(folder, batches=[range(8)], conditions=conditions, keep=("hidden", "token", "live", "fed"))
+    return read(folder)
+
+
+def test_a_patch_brings_the_clean_state_back_where_it_is_put_in_and_nothing_before(patched):
+    """The last layer's patch gives the clean run's output at that step; steps before it are the corrupted run's."""
+    clean, donor = patched.of("clean"), patched.of("donor_directed")
+    first = int(np.flatnonzero((clean["fed"] != 0).any((0, 2)))[0])                # the step that consumes latent 0
+    for position, step in (("latent_0", first), ("latent_2", first + 2)):
+        run = patched.of(f"donor_directed|{position}:2")
+        np.testing.assert_allclose(run["hidden"][:, step], clean["hidden"][:, step], atol=1e-4)
+        np.testing.assert_allclose(run["hidden"][:, :step], donor["hidden"][:, :step], atol=1e-4)
+        assert (np.abs(donor["hidden"] - clean["hidden"])[:, step] > 1e-2).any()
+
+
+def test_patching_what_is_fed_is_feeding_the_own_latent_at_that_step_alone(patched, tmp_path):
+    """Layer 0 of a latent: the donor's latents elsewhere, the own one there; an affine map says the same."""
+    run, clean, donor = (patched.of(n) for n in ("donor_directed|latent_0:0", "clean", "donor_directed"))
+    only = cond.only(cond.replaced("donor_directed"), 1, 2)
+    programs.sweep_into(tmp_path / "only", batches=[range(8)], conditions=[only], keep=("hidden", "token", "live"))
+    expected = read(tmp_path / "only").of(only.name)
+    np.testing.assert_array_equal(run["token"], expected["token"])
+    np.testing.assert_allclose(run["hidden"], expected["hidden"], atol=1e-3)
+    assert (donor["token"] != clean["token"]).any()
+
+
+def test_a_patched_run_draws_the_noise_of_the_run_that_it_patches(patched):
+    fed = patched.of("noise_0.3")["fed"], patched.of("noise_0.3|latent_1:0")["fed"]
+    first = int(np.flatnonzero((fed[0] != 0).any((0, 2)))[0])
+    np.testing.assert_allclose(fed[1][:, : first + 1], fed[0][:, : first + 1], atol=1e-5)
+
+
+@pytest.mark.parametrize("position, layer, message", [
+    ("latent_1", 3, "patches layer 3, the network has 0 \\(what is fed\\) to 2"), ("latent_9", 1, "patches 'latent_9'"),
+])  # fmt: skip
+def test_a_patch_where_nothing_is_is_refused_before_anything_runs(position, layer, message, tmp_path):
+    with pytest.raises(SourceError, match=message):
+        programs.sweep_into(tmp_path / "refused", batches=[range(2)],
+                            conditions=[cond.patched(cond.zero(), position, layer)])  # fmt: skip
+    assert not (tmp_path / "refused").exists()

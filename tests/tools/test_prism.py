@@ -25,7 +25,7 @@ SMALL = (
     "--config.conditions.names=zero,donor,self,mean,oracle", "--config.conditions.sigmas=0.1,1",
     "--config.conditions.alphas=()", "--config.conditions.per_latent=zero", "--config.attention=clean,zero",
     "--config.probes.controls=5", "--config.probes.ladder=()", "--config.alignment.count=6",
-    "--config.sensitivity.count=6", "--noprogress",
+    "--config.sensitivity.count=6", "--config.patching.count=4", "--config.patching.layers=(0, 1)", "--noprogress",
 )  # fmt: skip
 
 
@@ -90,6 +90,7 @@ def test_two_checkpoints_give_a_whole_report(whole):
         names = {e["name"] for e in a["conditions"]}
         assert {"zero", "donor", "self", "mean", "oracle", "noise_0.1", "noise_1", "zero@0", "zero@1"} <= names
         assert a["alignment"] and a["attention"].keys() == {"clean", "zero"} and a["sensitivity"]["items"] > 0
+        assert a["patching"]["layers"] == [0, 1] and a["lens"]["by"] and "donor" in a["argued"]
     assert list(analyses[1]["alignment"]) == ["context", "target"]
     for key in ("table-1", "table-2", "table-3", "table-4"):
         assert (report / "tables" / f"{key}.csv").read_text().count("\n") > 5
@@ -154,6 +155,10 @@ def test_a_killed_audit_goes_on_to_an_identical_report(whole, checkpoints, tmp_p
     ({"conditions.budgets": (1.5,)}, "expected whole numbers above 0"),
     ({"names": "one,two,three"}, "names has 3 entries, expected 1"),
     ({"variants": "one,two"}, "variants has 2 entries, expected 1"),
+    ({"patching.layers": (0, 9)}, "patching.layers has 9, this network has 0 (what is fed) to"),
+    ({"patching.condition": "swap"}, "patching.condition has 'swap', expected some of zero"),
+    ({"probes.content": "letters"}, "probes.content is 'letters', expected auto, closed, options, none"),
+    ({"probes.content": "closed", "options": "size=4, options=2"}, "probes.content is 'closed', but kind of question"),
     ({"names": "report"}, "cannot be called 'report'"),
     ({"attention": "clean,donor_paper"}, "'donor_paper' is not among the audit's conditions"),
 ])  # fmt: skip

@@ -15,7 +15,7 @@ from lvr_jax.models.placement import looked_up
 from lvr_jax.models.precision import wide
 from lvr_jax.models.qwen2_5_vl.config import Config
 from lvr_jax.models.qwen2_5_vl.layers import Compute, SwiGLU, ones, weight, zeros
-from lvr_jax.models.qwen2_5_vl.text import Cache, Decoder, Tokens
+from lvr_jax.models.qwen2_5_vl.text import Cache, Decoder, Override, Tokens
 from lvr_jax.models.qwen2_5_vl.vision import VisionTower
 
 
@@ -88,9 +88,12 @@ class Qwen2_5_VL(nnx.Module):
         compute: Compute = Compute(),  # noqa: B008
         taps: Collection[str] = (),
         keep_cache: bool = False,
+        override: Override | None = None,
     ):
         """See `Decoder.__call__`."""
-        return self.text(x, tokens, past=past, compute=compute, taps=taps, keep_cache=keep_cache)
+        return self.text(
+            x, tokens, past=past, compute=compute, taps=taps, keep_cache=keep_cache, override=override
+        )
 
 
 def abstract_model(config: Config, dtype: Any = jnp.float32) -> tuple[nnx.GraphDef, dict]:

@@ -55,6 +55,22 @@ class Tokens:
         return jnp.where(self.flow.reshape(*self.flow.shape, *[1] * (x.ndim - 2)), x, jax.lax.stop_gradient(x))
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Override:
+    """States that take the place of a pass's own: values [1 + L, B, T, D] where mask [1 + L, B, T] is set.
+
+    Entry 0 is what enters the first block, entry l the output of block l, as the tap `states` numbers them.
+    """
+
+    values: jax.Array
+    mask: jax.Array
+
+    @staticmethod
+    def put(x: jax.Array, values: jax.Array, mask: jax.Array) -> jax.Array:
+        return jnp.where(mask[..., None], values.astype(x.dtype), x)
+
+
 class DecoderBlock(nnx.Module):
     def __init__(self, rngs: nnx.Rngs, c: TextConfig):
         D, N, K, H = c.hidden, c.heads, c.kv_heads, c.head_width
@@ -116,8 +132,11 @@ class Decoder(nnx.Module):
         compute: Compute = Compute(),  # noqa: B008
         taps: Collection[str] = (),
         keep_cache: bool = False,
+        override: Override | None = None,
     ) -> tuple[jax.Array, Cache | None, dict[str, jax.Array]]:
         """Embeddings [B, T, D] -> (hidden states after the final norm [B, T, D], own cache if kept, taps).
+
+        override: states that later blocks and later tokens see instead of the pass's own.
 
         Taps: `states` [1 + L, B, T, D], the embeddings and every block's output before the final norm; `attention`
         [L, B, N, T, past + T], weights.
@@ -125,14 +144,21 @@ class Decoder(nnx.Module):
         c = self.config
         x = x.astype(compute.dtype)
         table = mrope_table(tokens.positions, c.head_width, c.mrope_section, c.rope_theta, wide(compute.dtype))
+        if override is not None:
+            x = override.put(x, override.values[0], override.mask[0])
         embedded = x
 
         def step(block, x, layer):
+            layer, put = layer
             keys = [Keys(k, v, cache.segment, cache.role) for (k, v), cache in zip(layer, past)]
             x, k, v, out = block(x, tokens, table, keys, compute, taps)
+            if put is not None:
+                x = override.put(x, *put)
+                out |= {"states": x} if "states" in out else {}
             return x, ((k, v) if keep_cache else None, out)
 
         layers = [(cache.k.astype(compute.dtype), cache.v.astype(compute.dtype)) for cache in past]
+        layers = (layers, None if override is None else (override.values[1:], override.mask[1:]))
         x, (own, out) = scan_blocks(self.blocks, step, x, layers, compute)
         if "states" in taps:
             out["states"] = jnp.concatenate([embedded[None], out["states"]])

@@ -36,7 +36,7 @@ CONTENT = tuple(name for name, make in NAMED.items() if make().evidence == cond.
 # What no latent ever was, or a format that the model was not trained on. That answers suffer shows that something has
 # to stand there, not that its content is read: the tiny study's LVR loses 39 points to zeros and gains 4 from the mean.
 UNFAMILIAR = tuple(name for name, make in NAMED.items() if make().evidence in (cond.UNFAMILIAR, cond.FORMAT))
-SHAM, DIRECTED = "self", "donor_directed"
+SHAM, DIRECTED, COUNTERFACTUAL = "self", "donor_directed", "counterfactual"
 # How the answer's own way to the image is closed: hidden from it by attention (what the question's states have read
 # of the image stays), or everything but the latents read from the same question about a blank image.
 CONTEXTS = {"hidden": cond.with_image_hidden, "blank": partial(cond.in_context, context="blank")}
@@ -55,11 +55,11 @@ def is_unfamiliar(name: str) -> bool:
     return name in UNFAMILIAR or name.startswith(("noise_", "relative_noise_"))
 
 
-def named(names: Sequence[str]) -> list[Named]:
-    """Conditions by name, in order. Raises ConditionError, naming what there is."""
+def named(names: Sequence[str], field: str = "conditions.names") -> list[Named]:
+    """Conditions by name, in order. Raises ConditionError, naming the config's field and what there is."""
     unknown = [name for name in names if name not in NAMED]
     if unknown:
-        raise ConditionError(f"conditions.names has {unknown[0]!r}, expected some of {', '.join(NAMED)}")
+        raise ConditionError(f"{field} has {unknown[0]!r}, expected some of {', '.join(NAMED)}")
     return [NAMED[name]() for name in names]
 
 
@@ -87,10 +87,8 @@ def check(conditions: Sequence[Named], categories: Sequence[str], contents: Sequ
 
 def crossed(names: Sequence[str], contexts: Sequence[str]) -> list[Named]:
     """The clean pass and these conditions with the answer's way to the image closed, in each of the contexts."""
-    unknown = [name for name in names if name not in NAMED]
-    if unknown:
-        raise ConditionError(f"conditions.crossed has {unknown[0]!r}, expected some of {', '.join(NAMED)}")
-    return [CONTEXTS[context](c) for context in contexts for c in (cond.clean(), *named(names))]
+    base = [cond.clean(), *named(names, "conditions.crossed")]
+    return [CONTEXTS[context](c) for context in contexts for c in base]
 
 
 def grid(

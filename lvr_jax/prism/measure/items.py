@@ -94,6 +94,14 @@ class Items:
         """[I] the gold answer's text, normalised; its letter where options are drawn in the image."""
         return np.array([plain_text(row.choices[row.letter]) or row.letter for row in self.benchmark.rows], object)
 
+    def option_contents(self, i: int) -> list[str]:
+        """What an item's options say, normalised like `contents`."""
+        return [plain_text(text) or letter for letter, text in self.benchmark.rows[i].choices.items()]
+
+    def part(self, indices: Sequence[int]) -> "Items":
+        """The same for some items alone, in batches of one size of prompt."""
+        return dataclasses.replace(self, benchmark=self.benchmark.subset(list(indices)), programs=1)
+
     @functools.cached_property
     def variants(self) -> tuple[str, ...]:
         """Other prompts that items have (measure.variants)."""

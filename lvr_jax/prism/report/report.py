@@ -19,7 +19,17 @@ from lvr_jax.files.csv_io import to_csv
 from lvr_jax.files.names import file_name
 from lvr_jax.prism.audit import Audit
 from lvr_jax.prism.measure.corruptions import is_content
-from lvr_jax.prism.report import certainty, figures, gallery, page, prose, replicates, setting_comparison, tables
+from lvr_jax.prism.report import (
+    certainty,
+    figures,
+    gallery,
+    interventions,
+    page,
+    prose,
+    replicates,
+    setting_comparison,
+    tables,
+)
 from lvr_jax.prism.report.paper import load_paper
 from lvr_jax.prism.report.tables import Table, number
 
@@ -58,6 +68,8 @@ def write(
         before.append(setting_comparison.table(analyses, settings))
         across.append(_picture(files, "settings", setting_comparison.figure(analyses, settings, variants),
                                setting_comparison.CAPTION))
+    if (table := interventions.crossed(analyses)) is not None:
+        before.append(table)
     in_first = [n for n, setting in enumerate(settings) if setting == settings[0]]
     several, names = [analyses[n] for n in in_first], [variants[n] for n in in_first]
     first = [several[n] for n in replicates.first_seeds(names)]
@@ -82,8 +94,10 @@ def write(
 
 def _checkpoint(files: "_Files", audit: Audit, a: Mapping) -> dict:
     name, anchor = a["name"], slug(a["name"])
-    drawn = {key: make(a) for key, make in figures.OF_CHECKPOINT.items()}
-    own = [dataclasses.replace(t, key=slug(t.key)) for t in tables.of_checkpoint(a)]
+    drawn = {key: make(a) for key, make in {**figures.OF_CHECKPOINT, **interventions.FIGURES}.items()}
+    captions = figures.CAPTIONS | interventions.CAPTIONS
+    made = [*tables.of_checkpoint(a), *filter(None, (make(a) for make in interventions.TABLES))]
+    own = [dataclasses.replace(t, key=slug(t.key)) for t in made]
     for table in own:
         files.put(f"tables/{table.key}.csv", table_csv(table))
     files.put(f"tables/answers-{anchor}.csv", answers_csv(a))
@@ -96,7 +110,7 @@ def _checkpoint(files: "_Files", audit: Audit, a: Mapping) -> dict:
                  f"{tables.within(clean['accuracy'])} %{_letter(clean)}, chance {tables.percent(clean['chance'])} %, "
                  f"always the commonest answer {tables.percent(clean['majority'])} %; latents in "
                  f"{clean['triggered']} of {a['items']} items, {clean['unreadable']} without a readable answer.",
-        "figures": [_picture(files, f"{key}-{anchor}", figure, figures.CAPTIONS[key])
+        "figures": [_picture(files, f"{key}-{anchor}", figure, captions[key])
                     for key, figure in drawn.items() if figure],
         "gallery": [_item(files, audit, a, index) for index in a["gallery"]],
     }  # fmt: skip
