@@ -61,10 +61,13 @@ def get_config(size: str = "3b", name: str = "common") -> ConfigDict:
     })  # fmt: skip
     c.system = ConfigDict({"name": "lvr", "budget": 8})      # how held-out replies are decoded: latents a block
     c.held_out = ConfigDict({"every": 250, "examples": 64, "sources": {}, "max_new_tokens": 64})
-    c.checkpoint = ConfigDict({"every": 500, "keep": 0, "keep_every": 0, "export": True})
+    # minutes: between checkpoints, whatever the step; a spot machine is taken away within seconds.
+    c.checkpoint = ConfigDict({"every": 500, "minutes": 15.0, "keep": 0, "keep_every": 0, "export": True})
+    c.export = ConfigDict({"dtype": "bfloat16"})             # "keep": trained parameters in fp32, as they are
+    c.hang_minutes = 30.0                                    # without a step: stacks are written and the run ends
     c.log = ConfigDict({"every": 10, "tensorboard": True, "progress": True})
     c.profile = ConfigDict({"start": 10, "steps": 0})        # a trace of so many steps, on all hosts
-    c.compilation_cache = "~/.cache/lvr_jax/compilation"
+    c.compilation_cache = "auto"     # WORKDIR/compilation on gs://, which all hosts share; else the user's own
     return _tiny(c) if size == "tiny" else c
 
 
@@ -97,4 +100,5 @@ def _tiny(c: ConfigDict) -> ConfigDict:
     c.held_out.update({"every": 75, "examples": 64, "max_new_tokens": 32})
     c.held_out.sources = {"digits": {"kind": "digit_search", "size": 64, "split": "test"}}
     c.checkpoint.every = 60
+    c.export.dtype = "keep"
     return c

@@ -8,7 +8,8 @@ Takes any size and any fine-tune of it: one file or shards, either naming of the
 fp16 or fp32, with or without LVR's extra tensors. Tokenizer, preprocessor and chat template travel along. Works through
 one tensor after the other, so a machine needs disk space but hardly memory. The output appears when it is complete;
 after an error, a full disk or SIGTERM nothing is left of it. A Flax folder may be gs:// (written in place, complete
-once lvr_jax.json is there); that path is tested on a local disk only, never on a real bucket.
+once lvr_jax.json is there), and so may the HF folder that `to-hf` writes: 72B needs no disk then. Both are tested
+against a local object store, never on a real bucket.
 
 Exit status: 0 done, 1 failed or stopped, 2 bad input.
 """

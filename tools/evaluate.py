@@ -44,6 +44,7 @@ from lvr_jax.models.qwen2_5_vl.layers import Compute
 from lvr_jax.models.qwen2_5_vl.model import abstract_model
 from lvr_jax.multihost.cell import Cell
 from lvr_jax.multihost.hosts import ALONE, Hosts, HostsError, MissingHost, code_version
+from lvr_jax.training.compilation import use_compilation_cache
 from lvr_jax.training.distributed import DistributedError, initialize
 from lvr_jax.training.partitioning import RULES, MeshError, make_cell, shardings
 
@@ -136,6 +137,7 @@ def evaluate(options: argparse.Namespace, hosts: Hosts = ALONE) -> tuple[Subject
     hosts.same({"code": code_version(), "options": {key: repr(value) for key, value in vars(options).items()}})
     output = options.output or os.path.join(options.workdir, f"{options.benchmark}-{options.protocol}.jsonl")
     hosts.share(os.path.dirname(output) or ".")
+    use_compilation_cache("auto", os.path.dirname(output))
     protocol = protocol_of(options)
     benchmark = load_benchmark(
         options.benchmark, options.data, protocol, any_count=options.any_count, **options.reader

@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from lvr_jax.multihost.hosts import ALONE, Hosts, MissingHost
 from lvr_jax.prism import experiment
+from lvr_jax.training.compilation import use_compilation_cache
 from lvr_jax.training.distributed import DistributedError, initialize
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, such as configs/prism.py.", lock_config=True)
@@ -45,6 +46,7 @@ def main(arguments: list[str]) -> int:
             return hosts.leave(2, line("--config: missing, expected a config file such as configs/prism.py"))
         initialize()
         hosts = Hosts.here("prism")
+        use_compilation_cache("auto", WORKDIR.value)
         say = lambda text: print(line(text), file=sys.stderr, flush=True) if hosts.first else None  # noqa: E731
         page = experiment.run(CONFIG.value, WORKDIR.value, progress=PROGRESS.value, say=say, hosts=hosts)
         hosts.finish()

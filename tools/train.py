@@ -8,10 +8,12 @@ stopped run was: SIGTERM, Ctrl-C and a TPU's preemption notice save first. On a 
 set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. The workdir gets metrics.jsonl, tensorboard/,
 checkpoints/ and, at the end, export/: a checkpoint for the other tools.
 
-Exit status: 0 finished, or stopped and saved; 1 failed (a loss that is not finite, a full disk); 2 bad input.
+Exit status: 0 finished; 1 failed (a loss that is not finite, a full disk); 2 bad input; 143 stopped by SIGTERM or a
+preemption's notice before the last step, and saved (130 by Ctrl-C). What ends one host of several ends all of them.
 """
 
 import sys
+import traceback
 from pathlib import Path
 
 from absl import app, flags, logging
@@ -47,6 +49,7 @@ def main(arguments: list[str]) -> int:
     from lvr_jax.latents.spec import SpecError
     from lvr_jax.models.attention import AttentionError
     from lvr_jax.models.qwen2_5_vl.config import ConfigError
+    from lvr_jax.multihost.hosts import ALONE, Hosts
     from lvr_jax.training.config_fields import ConfigFieldError
     from lvr_jax.training.distributed import DistributedError, initialize
     from lvr_jax.training.loop import TrainingFailed, train
@@ -57,22 +60,28 @@ def main(arguments: list[str]) -> int:
         SpecError,
     )  # fmt: skip
     logging.set_verbosity(logging.WARNING)
+    hosts = ALONE
     try:
         if arguments[1:]:
             raise ConfigFieldError(f"argument {arguments[1]!r} is not a flag; see --help")
         if CONFIG.value is None or WORKDIR.value is None:
             raise ConfigFieldError("expected --config FILE[:SIZE] and --workdir FOLDER; see --help")
         initialize()
+        hosts = Hosts.here("train")
         outcome = train(CONFIG.value, WORKDIR.value)
+        hosts.finish()
     except bad_input as error:
-        print(f"train: {error}", file=sys.stderr)
-        return 2
+        return hosts.leave(2, f"train: {error}")
     except (TrainingFailed, OSError) as error:
-        print(f"train: {error}", file=sys.stderr)
-        return 1
+        return hosts.leave(1, f"train: {error}")
+    except Exception as error:          # a fault of the program: the other hosts must not wait for this one
+        if hosts.count == 1:
+            raise
+        traceback.print_exc()
+        return hosts.leave(1, f"train: {type(error).__name__}: {error}")
     said = "finished" if outcome.finished else "stopped and saved"
     print(f"{WORKDIR.value}: {said} at step {outcome.step} of {CONFIG.value.steps}")
-    return 0
+    return 0 if outcome.finished else 128 + outcome.signal
 
 
 if __name__ == "__main__":

@@ -169,7 +169,7 @@ def to_hf(
     overwrite: bool = False,
     progress: Progress = _silent,
 ) -> Ours:
-    """Converts a folder of ours (local or gs://) to a local Hugging Face folder.
+    """Converts a folder of ours to a Hugging Face folder; both may be gs://, and then no disk holds either.
 
     A checkpoint that came from Hugging Face gets its own files back, byte for byte. One that was trained here, or whose
     type is changed by `dtype`, gets the names of the hub and shards of at most `shard_bytes`; its config.json then
@@ -177,8 +177,8 @@ def to_hf(
     """
     _refuse_nested(orbax_dir, hf_dir)
     source = open_ours(orbax_dir)
-    if is_remote(hf_dir):
-        raise CheckpointError(f"{hf_dir}: a Hugging Face folder must be on a local disk")
+    if is_remote(hf_dir) and verify:
+        raise CheckpointError(f"{hf_dir}: only a Hugging Face folder on a local disk can be read back (verify)")
     table = source.tensors
     target = lambda slot: np.dtype(dtype or source.arrays[slot.path].dtype.numpy_dtype)  # noqa: E731
     headers = source.headers
@@ -189,14 +189,14 @@ def to_hf(
         shards = split_into_shards(tensors, shard_bytes)
         headers = {name: make_header(shard) for name, shard in shards.items()}
     with building(hf_dir, overwrite) as folder:
-        plan = {name: parse_header(header, Path(folder) / name) for name, header in headers.items()}
+        plan = {name: parse_header(header, folder / name) for name, header in headers.items()}
         _require_space(folder, sum(tensor.nbytes for tensors in plan.values() for tensor in tensors))
         copy_files([f for f in list_files(source.files) if exact or f.name != INDEX], source.files, folder)
         if not exact:
             _write_index(folder, shards)
             (folder / "config.json").write_text(json.dumps(_updated(source, target(table[EMBED])), indent=2) + "\n")
         for name, tensors in plan.items():
-            write_file(Path(folder) / name, headers[name], _pieces(tensors, source, table, progress))
+            write_file(folder / name, headers[name], _pieces(tensors, source, table, progress))
         if verify:
             _compare(source.arrays, open_hf(folder), progress, exported=True)
     return source

@@ -7,7 +7,8 @@
 
 Locally a folder is built beside its place as NAME.incomplete and renamed; only a killed process leaves that name
 behind, and the next run removes it. Object storage (gs://) has no rename, so there the folder is built in place and
-counts as complete once lvr_jax.json is there. Not tested on a real bucket: only its code path, on a local disk.
+counts as complete once lvr_jax.json is there (a Hugging Face folder: once .lvr_jax-unfinished is gone); what a killed
+run left is replaced with overwrite. Tested against a local object store, never on a real bucket.
 """
 
 import contextlib
@@ -87,20 +88,28 @@ def workplace(final: str | os.PathLike) -> epath.Path:
     return final if is_remote(final) else final.parent / f"{final.name}.incomplete"
 
 
-def _refuse_existing(final: epath.Path, overwrite: bool) -> None:
+def refuse_existing(final: epath.Path, overwrite: bool) -> None:
+    """Raises CheckpointError if something stands in the way of a checkpoint."""
     if not final.exists() or (final.is_dir() and not any(final.iterdir())):
         return
     if not overwrite:
         raise CheckpointError(f"{final} exists; choose another name, or replace it with --overwrite (overwrite=True)")
-    if not ((final / MARKER).exists() or (final / "config.json").exists()):
+    if not ((final / MARKER).exists() or (final / "config.json").exists() or _is_leftover(final)):
         raise CheckpointError(f"{final} exists and is no checkpoint; only a checkpoint can be overwritten")
+
+
+def _is_leftover(final: epath.Path) -> bool:
+    """Whether a killed run wrote part of a checkpoint in place: it says so, or has the folders of one and no more."""
+    names = [path.name for path in final.iterdir()] if is_remote(final) else []
+    ours = [name in (FILES, HEADERS) or name.split(".")[0] == PARAMS for name in names]
+    return UNFINISHED in names or (bool(ours) and all(ours))
 
 
 @contextlib.contextmanager
 def building(final: str | os.PathLike, overwrite: bool = False) -> Iterator[epath.Path]:
     """Yields the folder to fill; it takes its final name when the block ends, and is removed if the block raises."""
     final = resolve(final)
-    _refuse_existing(final, overwrite)
+    refuse_existing(final, overwrite)
     with disk_full_is_one_line(final.parent):
         with (_in_place if is_remote(final) else _beside)(final) as folder:
             yield folder
@@ -112,7 +121,9 @@ def _in_place(final: epath.Path) -> Iterator[epath.Path]:
         final.rmtree()
     try:
         final.mkdir(parents=True)
+        (final / UNFINISHED).write_text("")
         yield final
+        (final / UNFINISHED).unlink()
     except BaseException:
         final.rmtree(missing_ok=True)
         raise

@@ -22,6 +22,7 @@ from lvr_jax.checkpoints.folder import (
     list_files,
     mark_complete,
     read_json,
+    refuse_existing,
     resolve,
     workplace,
 )
@@ -156,7 +157,18 @@ def save_params(
     source = "config" if files is None else os.path.join(os.fspath(files), "config.json")
     held = {path: x.shape for path, x in flat(params).items()}
     refuse_other(source, fitted(Config.from_hf(described_by, source), held, "text/embed", "text/head"), config)
-    if jax.process_index() == 0:
+    # The first process decides whether the folder may be written; the others would wait for it inside Orbax.
+    first, refusal = jax.process_index() == 0, None
+    if first:
+        try:
+            refuse_existing(resolve(folder), overwrite)
+        except CheckpointError as error:
+            refusal = error
+    if jax.process_count() > 1 and multihost_utils.broadcast_one_to_all(np.array(refusal is not None)):
+        refusal = refusal or CheckpointError(f"{os.fspath(folder)}: refused by the first process")
+    if refusal is not None:
+        raise refusal
+    if first:
         with building(folder, overwrite) as place:
             if files is not None:
                 travelling = [name for name in travelling_files(resolve(files)) if name.name != INDEX]

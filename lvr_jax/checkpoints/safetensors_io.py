@@ -100,14 +100,18 @@ def make_header(tensors: Iterable[tuple[str, np.dtype, tuple[int, ...]]]) -> byt
 
 
 def write_file(path: Path, header: bytes, pieces: Iterator[np.ndarray]) -> None:
-    """Writes a file from consecutive pieces of its tensors, in the header's order, and waits for the disk."""
-    with open(path, "wb") as file:
+    """Writes a file from consecutive pieces of its tensors, in the header's order, and waits for the disk.
+
+    path: local, or of an object store, which takes the pieces as they come.
+    """
+    with path.open("wb") as file:
         file.write(struct.pack("<Q", len(header)))
         file.write(header)
         for piece in pieces:
             file.write(np.ascontiguousarray(piece).view(np.uint8))
         file.flush()
-        os.fsync(file.fileno())
+        if "://" not in os.fspath(path):
+            os.fsync(file.fileno())
 
 
 def split_into_shards(

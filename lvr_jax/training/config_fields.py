@@ -45,8 +45,9 @@ NUMBERS = {
     "data.tokens": SIZE, "data.windows": SIZE, "data.pooled": COUNT, "data.lookahead": SIZE,
     "data.workers": COUNT, "data.prefetch": COUNT, "data.max_skip_share": SHARE, "data.min_pixels": SIZE,
     "data.max_pixels": SIZE, "system.budget": COUNT, "held_out.every": COUNT, "held_out.examples": SIZE,
-    "held_out.max_new_tokens": SIZE, "checkpoint.every": COUNT, "checkpoint.keep": COUNT,
-    "checkpoint.keep_every": COUNT, "log.every": SIZE, "profile.start": COUNT, "profile.steps": COUNT,
+    "held_out.max_new_tokens": SIZE, "checkpoint.every": COUNT, "checkpoint.minutes": AMOUNT,
+    "checkpoint.keep": COUNT, "checkpoint.keep_every": COUNT, "hang_minutes": AMOUNT,
+    "log.every": SIZE, "profile.start": COUNT, "profile.steps": COUNT,
 }  # fmt: skip
 EACH = {"objective.stage_weights": AMOUNT, "optimizer.betas": DECAY}
 

@@ -1,32 +1,57 @@
-"""Is this process alone? Starts JAX's distributed runtime when the environment says so, and lets processes talk."""
+"""Joins the processes of a run, if the environment or the machine says that there are several, and lets them talk."""
 
+import glob
 import json
 import os
 import signal
-from collections.abc import Mapping
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import fsspec
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
 COORDINATOR, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
-# Set by tools/launch_tpu.sh on a TPU VM of several hosts: its metadata server knows them, its environment does not.
+# 1: JAX finds the other hosts by itself; 0: this process stays alone, whatever the machine belongs to.
 SEVERAL_HOSTS = "JAX_DISTRIBUTED"
+METADATA = "http://metadata.google.internal/computeMetadata/v1/instance/attributes/worker-network-endpoints"
 
 
 class DistributedError(ValueError):
     """An environment that names a run of several processes, but not which one this is."""
 
 
-def initialize(environment: Mapping[str, str] = os.environ) -> bool:
+def hosts_of_slice(environment: Mapping[str, str] = os.environ) -> int:
+    """How many hosts the slice has that this TPU VM belongs to; 1 for any other machine.
+
+    Its environment does not say so, only its metadata server does. A process that may use no TPU asks nobody.
+    """
+    chips = glob.glob("/dev/accel*") + glob.glob("/dev/vfio/[0-9]*")
+    if not chips or "tpu" not in environment.get("JAX_PLATFORMS", "tpu"):
+        return 1
+    try:
+        request = urllib.request.Request(METADATA, headers={"Metadata-Flavor": "Google"})
+        with urllib.request.urlopen(request, timeout=5) as answer:
+            return len([end for end in answer.read().decode().split(",") if end.strip()]) or 1
+    except (urllib.error.URLError, OSError):        # chips without a metadata server: a machine of one's own
+        return 1
+
+
+def initialize(
+    environment: Mapping[str, str] = os.environ, hosts: Callable[[Mapping[str, str]], int] = hosts_of_slice
+) -> bool:
     """Joins the other processes of the run, if there are any; True if so. Before anything touches a device.
 
     By hand: JAX_COORDINATOR_ADDRESS=host:port, JAX_NUM_PROCESSES and JAX_PROCESS_ID in every process. On a TPU pod
-    (JAX_DISTRIBUTED=1, several hosts in TPU_WORKER_HOSTNAMES, or a multi-slice coordinator) and under SLURM, JAX finds
-    out by itself. A single host starts nothing: `jax.distributed.initialize` would wait there for others (jax issue
-    22436).
+    (JAX_DISTRIBUTED=1, several hosts in TPU_WORKER_HOSTNAMES or on the metadata server, or a multi-slice coordinator)
+    and under SLURM, JAX finds out by itself. A single host starts nothing: `jax.distributed.initialize` would wait
+    there for others (jax issue 22436). JAX_DISTRIBUTED=0 keeps a process of a pod alone. hosts: another way to count.
     """
+    # gcsfs remembers what a folder held and does not see what another host writes (2026.10): no folder is remembered.
+    fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
     if COORDINATOR in environment:
         try:
             count, index = int(environment[COUNT]), int(environment[INDEX])
@@ -38,11 +63,18 @@ def initialize(environment: Mapping[str, str] = os.environ) -> bool:
         jax.distributed.initialize(environment[COORDINATOR], count, index)
         return True
     pod = "," in environment.get("TPU_WORKER_HOSTNAMES", "") or "MEGASCALE_COORDINATOR_ADDRESS" in environment
-    pod = pod or environment.get(SEVERAL_HOSTS) == "1"
-    if pod or int(environment.get("SLURM_NTASKS", 1)) > 1:
+    pod = pod or environment.get(SEVERAL_HOSTS) == "1" or int(environment.get("SLURM_NTASKS", 1)) > 1
+    if environment.get(SEVERAL_HOSTS) != "0" and (pod or hosts(environment) > 1):
         jax.distributed.initialize()
         return True
     return False
+
+
+def store() -> Any:
+    """The client of the coordination service's key-value store, in a run of several processes."""
+    from jax._src.distributed import global_state  # no public door to it (jax 0.10.2)
+
+    return global_state.client
 
 
 def gather(value: Any) -> list[Any]:
@@ -73,6 +105,11 @@ class StopRequest:
     def _remember(self, number, frame) -> None:
         self.number = number
         signal.signal(number, signal.SIG_DFL)
+
+    @property
+    def before_any_step(self) -> bool:
+        """Whether a process that is alone was asked while it was still getting ready."""
+        return self.number is not None
 
     def __call__(self, step: int) -> bool:
         """Asked after every step, by every process."""

@@ -9,6 +9,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from etils import epath
 
 from lvr_jax import checkpoints
@@ -18,15 +20,21 @@ from lvr_jax.data.layout_fields import layout_fields
 from lvr_jax.data.templates import TEMPLATES
 from lvr_jax.latents.routing import FIELD
 from lvr_jax.latents.spec import system
+from lvr_jax.training.config_fields import ConfigFieldError
+from lvr_jax.training.distributed import gather
 from lvr_jax.training.experiment import Experiment, files_of
 from lvr_jax.training.state import State, join
 
 TOKENIZER = "tokenizer.json"
+DTYPES = ("keep", "bfloat16", "float32")
 
 
 def export(experiment: Experiment, state: State, folder: epath.Path) -> None:
-    """Writes `folder`, complete or not at all; one that is there already stays. Every process calls this."""
-    if (folder / MARKER).exists():
+    """Writes `folder`, complete or not at all; one that is there already stays. Every process calls this.
+
+    What an export that was killed left on a store without renames is written anew. The first process decides.
+    """
+    if gather((folder / MARKER).exists())[0]:
         return
     checkpoint, network = experiment.config.init.checkpoint, experiment.network
     fields = exported_fields(experiment)
@@ -37,9 +45,23 @@ def export(experiment: Experiment, state: State, folder: epath.Path) -> None:
         else:
             (Path(files) / "config.json").write_text(json.dumps(network.to_hf()))
         (Path(files) / TOKENIZER).write_text(experiment.tokenizer.backend.to_str())
-        checkpoints.save_params(
-            folder, join(state.trained, state.frozen), network, files=files, fields=fields, overwrite=True
-        )
+        params = _cast(join(state.trained, state.frozen), experiment.config.export.dtype)
+        checkpoints.save_params(folder, params, network, files=files, fields=fields, overwrite=True)
+
+
+def check_dtype(dtype: str) -> None:
+    """ConfigFieldError for a type that no export has."""
+    if dtype not in DTYPES:
+        raise ConfigFieldError(f"export.dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")
+
+
+def _cast(params: dict, dtype: str) -> dict:
+    """Where they are: the copy is cut as the parameters are."""
+    check_dtype(dtype)
+    if dtype == "keep":
+        return params
+    where = jax.tree.map(lambda x: x.sharding, params)
+    return jax.jit(lambda p: jax.tree.map(lambda x: x.astype(jnp.dtype(dtype)), p), out_shardings=where)(params)
 
 
 def exported_fields(experiment: Experiment) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""How does a run go, from config to trained checkpoint? Set up, restore, step, measure, save, stop."""
+"""Runs a config from its first step to a trained checkpoint: set up, restore, step, measure, save, stop."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import contextlib
 import dataclasses
 import json
 import os
+import signal
 import sys
 import time
-from typing import Any
 
 import jax
 import numpy as np
@@ -19,19 +19,23 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from lvr_jax.data.device import data_shard, to_device
-from lvr_jax.training.checkpointing import Checkpoints, restore
-from lvr_jax.training.config_fields import ConfigFieldError
+from lvr_jax.training import workdir as workdirs
+from lvr_jax.training.checkpointing import Checkpoints, read_run, restore
+from lvr_jax.training.compilation import use_compilation_cache
 from lvr_jax.training.distributed import StopRequest
 from lvr_jax.training.experiment import Experiment
-from lvr_jax.training.exporting import export
+from lvr_jax.training.exporting import check_dtype, export
 from lvr_jax.training.flops import batch_flops, peak
 from lvr_jax.training.held_out import HeldOut
 from lvr_jax.training.input import Input, Synthetic
 from lvr_jax.training.metrics import Writer
 from lvr_jax.training.state import State
+from lvr_jax.training.watchdog import Watchdog
 
 # Steps that may be under way before the first of them is looked at: the host prepares, the device never waits.
 AHEAD = 2
+# Names a file that gets the step of the latest checkpoint: what tools/launch_tpu.sh calls progress.
+PROGRESS = "LVR_JAX_PROGRESS"
 
 
 class TrainingFailed(RuntimeError):
@@ -40,34 +44,41 @@ class TrainingFailed(RuntimeError):
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """step: steps done; finished: all of the config's, else the run was asked to stop; metrics: of the last step."""
+    """step: steps done; finished: all of the config's, else the run was asked to stop by `signal` (SIGTERM stands for a
+    preemption's notice too); metrics: of the last step."""
 
     step: int
     finished: bool
     metrics: dict[str, float]
+    signal: int = signal.SIGTERM
 
 
 def train(config: ConfigDict, workdir: str | os.PathLike) -> Outcome:
     """Runs a config in `workdir`, from where an earlier process of the same run was stopped, if there was one.
 
     Raises ConfigFieldError, DataError, CheckpointError and their like for bad input, TrainingFailed for a loss that is
-    not finite.
+    not finite, NotSaved for a checkpoint that could not be written.
     """
     # --- Set up -----------------------------------------------------------------------------------------------------
-    if config.compilation_cache:
-        jax.config.update("jax_compilation_cache_dir", os.path.expanduser(config.compilation_cache))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
-    experiment = Experiment.of(config)
-    with jax.set_mesh(experiment.mesh), contextlib.ExitStack() as closing:
-        return _train(experiment, os.fspath(workdir), closing)
+    with contextlib.ExitStack() as closing:
+        stop = StopRequest()        # from here on a signal is remembered, whatever is under way
+        closing.callback(stop.close)
+        check_dtype(config.export.dtype)
+        use_compilation_cache(config.compilation_cache, workdir)
+        experiment = Experiment.of(config)
+        closing.enter_context(jax.set_mesh(experiment.mesh))
+        return _train(experiment, os.fspath(workdir), stop, closing)
 
 
-def _train(experiment: Experiment, workdir: str, closing: contextlib.ExitStack) -> Outcome:
+def _train(experiment: Experiment, workdir: str, stop: StopRequest, closing: contextlib.ExitStack) -> Outcome:
     c = experiment.config
     folder = epath.Path(workdir)
-    folder.mkdir(parents=True, exist_ok=True)
-    _refuse_other_run(folder, c)
-    keeper = Checkpoints(workdir, c.checkpoint.every, c.checkpoint.keep, c.checkpoint.keep_every)
+    workdirs.refuse_other(folder, workdirs.read_config(folder), c)
+    watchdog = Watchdog(workdir, c.hang_minutes)
+    closing.callback(watchdog.close)
+    keeper = Checkpoints(
+        workdir, c.checkpoint.every, c.checkpoint.keep, c.checkpoint.keep_every, c.checkpoint.minutes, AHEAD
+    )
     closing.callback(keeper.close)
     process = data_shard(experiment.rows, c.rows)
     if c.synthetic:
@@ -84,8 +95,6 @@ def _train(experiment: Experiment, workdir: str, closing: contextlib.ExitStack) 
     done = first = int(state.step)
     writer = Writer(workdir, done, c.log.tensorboard)
     closing.callback(writer.close)
-    stop = StopRequest()
-    closing.callback(stop.close)
     held_out = HeldOut(experiment) if c.held_out.every else None
     step = experiment.step()
     clock = _Clock(experiment)
@@ -94,6 +103,8 @@ def _train(experiment: Experiment, workdir: str, closing: contextlib.ExitStack) 
     last: dict[str, float] = {}
     profiler = _Profiler(c.profile, folder, done)
     closing.callback(profiler.stop)
+    if jax.process_index() == 0:
+        workdirs.write_config(folder, c)
 
     def settle(count: int) -> None:
         """Looks at steps until at most `count` are under way; only then has a step truly happened."""
@@ -102,7 +113,7 @@ def _train(experiment: Experiment, workdir: str, closing: contextlib.ExitStack) 
             last = _look(under_way.popleft(), folder, clock, writer, bar, c.log.every)
 
     # --- Loop -------------------------------------------------------------------------------------------------------
-    while done < c.steps:
+    while done < c.steps and not (done == first and stop.before_any_step):
         profiler(done)
         waited = time.perf_counter()
         batch = next(batches)
@@ -113,19 +124,22 @@ def _train(experiment: Experiment, workdir: str, closing: contextlib.ExitStack) 
         done += 1
         under_way.append(_Step(done, metrics, batch.ids, clock.work(batch.arrays), waited))
         asked = stop(done)
-        due = keeper.due(done) or done == c.steps or asked
+        due = keeper.due(done) or done == c.steps or asked      # `due` is asked at every step
         measure = held_out is not None and (done % c.held_out.every == 0 or done == c.steps)
         settle(0 if due or measure else AHEAD)
+        watchdog.beat(done - len(under_way))
         if measure:
             writer.write(done, held_out.measure(state))
             clock.restart()
         if due:
-            keeper.save(done, state, batches.get_state(), _resolved(c))
+            keeper.save(done, state, batches.get_state(), workdirs.resolved(c))
+            _tell_progress(done)
             writer.flush()
         if asked:
             break
 
     # --- Stop -------------------------------------------------------------------------------------------------------
+    watchdog.close()        # writing the last checkpoint and the export takes as long as it takes
     keeper.wait()
     if done >= c.steps and c.checkpoint.export:
         export(experiment, state, folder / "export")
@@ -133,13 +147,20 @@ def _train(experiment: Experiment, workdir: str, closing: contextlib.ExitStack) 
         logging.warning("%d examples were skipped; %s/skipped.*.jsonl lists them", batches.skipped, workdir)
     if done == first and done >= c.steps:
         logging.info("nothing to do: %s is at step %d of %d", workdir, done, c.steps)
-    return Outcome(done, done >= c.steps, last)
+    return Outcome(done, done >= c.steps, last, stop.number or signal.SIGTERM)
+
+
+def _tell_progress(step: int) -> None:
+    if path := os.environ.get(PROGRESS):
+        epath.Path(path).write_text(f"{step}\n")
 
 
 def _restore(experiment: Experiment, keeper: Checkpoints, batches: Input | Synthetic) -> State:
     """The latest checkpoint of this run; else the fork that the config names; else the initial checkpoint."""
     init = experiment.config.init
     if (step := keeper.latest()) is not None:
+        run = read_run(keeper.folder, step)
+        workdirs.refuse_other(keeper.folder / str(step), run.get("config"), experiment.config)
         state, run = keeper.restore(step, experiment.like)
         batches.set_state(run["data"])
         return state
@@ -154,43 +175,6 @@ def _restore(experiment: Experiment, keeper: Checkpoints, batches: Input | Synth
 
 def _checkpoints_of(workdir: str) -> epath.Path:
     return epath.Path(workdir if "://" in workdir else os.path.abspath(workdir)) / "checkpoints"
-
-
-def _resolved(config: ConfigDict) -> dict[str, Any]:
-    return json.loads(config.to_json(sort_keys=True))
-
-
-# Fields that a run may change when it goes on: how it runs, not what it computes.
-FREE = ("checkpoint", "compilation_cache", "compute", "held_out", "log", "mesh", "profile", "accumulate", "sharding")
-
-
-def _refuse_other_run(folder: epath.Path, config: ConfigDict) -> None:
-    """A workdir belongs to one config. What is written there first stays; a resumed run must agree with it."""
-    path, own = folder / "config.json", _resolved(config)
-    if path.exists():
-        try:
-            held = json.loads(path.read_text())
-        except ValueError:      # a process was killed while it wrote
-            held = own
-        differ = _differences(
-            {k: v for k, v in held.items() if k not in FREE}, {k: v for k, v in own.items() if k not in FREE}
-        )
-        if differ:
-            name, there, here = differ[0]
-            raise ConfigFieldError(
-                f"{folder}: holds a run with {name} = {there!r}, this config has {here!r}"
-                + (f" (and {len(differ) - 1} more differ)" if len(differ) > 1 else "")
-                + "; choose another workdir, or fork it (init.fork_from)"
-            )
-    if jax.process_index() == 0:
-        path.write_text(json.dumps(own, indent=1, sort_keys=True) + "\n")
-
-
-def _differences(held: Any, own: Any, name: str = "") -> list[tuple[str, Any, Any]]:
-    if not isinstance(held, dict) or not isinstance(own, dict):
-        return [] if held == own else [(name, held, own)]
-    keys = sorted({**held, **own})
-    return [d for key in keys for d in _differences(held.get(key), own.get(key), f"{name}.{key}".lstrip("."))]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -168,8 +168,8 @@ def test_object_storage_is_written_in_place_and_complete_with_its_marker(tmp_pat
     assert_nothing_left(tmp_path, "hf", "flax")
 
 
-def test_a_gs_path_of_a_hugging_face_folder_is_refused(tmp_path, flax):
+def test_a_hugging_face_folder_in_a_bucket_is_not_read(tmp_path, flax):
     with pytest.raises(CheckpointError, match="gs://b/x: a Hugging Face folder must be on a local disk"):
         checkpoints.to_flax("gs://b/x", tmp_path / "new")
-    with pytest.raises(CheckpointError, match="gs://b/x: a Hugging Face folder must be on a local disk"):
-        checkpoints.to_hf(flax, "gs://b/x")
+    with pytest.raises(CheckpointError, match="gs://b/x: only a Hugging Face folder on a local disk can be read back"):
+        checkpoints.to_hf(flax, "gs://b/x", verify=True)

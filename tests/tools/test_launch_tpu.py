@@ -1,6 +1,8 @@
-"""Does a run survive on several hosts as tools/launch_tpu.sh starts it there: told by its environment alone?"""
+"""Runs on several hosts as tools/launch_tpu.sh starts and keeps them there, with a gcloud that plays scenes."""
 
+import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "training"))
@@ -28,25 +31,25 @@ SMALL = (
 
 def worker(*command: str, **environment: str) -> subprocess.Popen:
     return subprocess.Popen(
-        [LAUNCH, "worker", *command], cwd=ROOT, env=runs.environment(2, PAUSE="0.1", **environment), text=True,
+        [LAUNCH, "worker", *command], cwd=ROOT, env=runs.environment(2, **{"PAUSE": "0.1", **environment}), text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
 
 
-def two_hosts(workdir: Path, steps: int) -> list[subprocess.Popen]:
+def two_hosts(workdir: Path, steps: int, of_second: tuple[str, ...] = ()) -> list[subprocess.Popen]:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{s.getsockname()[1]}"
     command = [sys.executable, "tools/train.py", *SMALL, f"--config.steps={steps}", "--workdir", str(workdir)]
     return [
-        worker(*command, JAX_COORDINATOR_ADDRESS=address, JAX_NUM_PROCESSES="2", JAX_PROCESS_ID=str(i))
+        worker(*command, *of_second * i, JAX_COORDINATOR_ADDRESS=address, JAX_NUM_PROCESSES="2", JAX_PROCESS_ID=str(i))
         for i in range(2)
     ]
 
 
-def outputs(processes: list[subprocess.Popen]) -> list[str]:
+def outputs(processes: list[subprocess.Popen], status: int = 0) -> list[str]:
     found = [process.communicate(timeout=900) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], found
+    assert [process.returncode for process in processes] == [status, status], found
     return [out for out, _ in found]
 
 
@@ -61,7 +64,7 @@ def test_two_hosts_stopped_by_sigterm_and_started_again_end_as_two_that_were_not
         time.sleep(0.02)
     for host in hosts:
         host.send_signal(signal.SIGTERM)
-    said = outputs(hosts)
+    said = outputs(hosts, 143)
     (step,) = {int(out.split("saved at step ")[1].split()[0]) for out in said}
     assert 3 <= step < steps
     assert [path.name for path in (stopped / "checkpoints").iterdir()] == [str(step)]
@@ -72,6 +75,17 @@ def test_two_hosts_stopped_by_sigterm_and_started_again_end_as_two_that_were_not
     assert [path for path in a if not np.array_equal(a[path], b[path])] == []
     assert [row["step"] for row in runs.metrics(stopped)] == list(range(1, steps + 1))
     assert [row["loss_total"] for row in runs.metrics(stopped)] == [row["loss_total"] for row in runs.metrics(calm)]
+
+
+@pytest.mark.slow
+def test_bad_input_of_one_host_ends_both_in_a_line(tmp_path):
+    """The other one would wait inside a collective."""
+    hosts = two_hosts(tmp_path / "run", 4, ("--config.data.tokenizer=/nowhere",))
+    begun = time.monotonic()
+    first, second = (host.communicate(timeout=300)[1].splitlines()[-1] for host in hosts)
+    assert [host.returncode for host in hosts] == [2, 2]
+    assert second.startswith("train: ") and "/nowhere" in second and first == f"train: process 1: {second[7:]}"
+    assert time.monotonic() - begun < 90, "heartbeats would have ended it after 100 s"
 
 
 def script(tmp_path: Path, text: str) -> tuple[str, str]:
@@ -85,11 +99,12 @@ def script(tmp_path: Path, text: str) -> tuple[str, str]:
     [
         ("exit 0", 0, 1),                                                           # finished
         ("exit 2", 2, 1),                                                           # bad input stays bad
-        ('[ "$turn" = 3 ] || { echo "w: stopped and saved at step 5 of 9"; }', 0, 3),      # preempted and back
+        ('[ "$turn" = 6 ] || exit 143', 0, 6),                                      # another host was told to stop
         ('[ "$turn" -gt 2 ] || exit 1', 0, 3),                                      # failed twice
         ("exit 1", 1, 4),                                                           # fails for ever
+        ('[ "$turn" -gt 9 ] || { echo $((turn / 3)) > "$LVR_JAX_PROGRESS"; exit 1; }', 0, 10),
     ],
-    ids=["finished", "bad input", "stopped and saved", "fails twice", "fails"],
+    ids=["finished", "bad input", "stopped elsewhere", "fails twice", "fails", "fails between checkpoints"],
 )
 def test_a_worker_starts_its_command_again_until_it_has_finished(tmp_path, text, status, turns):
     process = worker(*script(tmp_path, text))
@@ -99,34 +114,211 @@ def test_a_worker_starts_its_command_again_until_it_has_finished(tmp_path, text,
 
 
 def test_sigterm_reaches_the_command_and_is_waited_for(tmp_path):
-    text = f"trap 'sleep 0.5; echo w: stopped and saved at step 5 of 9; exit 0' TERM\ntouch {tmp_path}/ready\n"
+    text = f"trap 'sleep 0.5; echo saved; exit 143' TERM\ntouch {tmp_path}/ready\n"
     process = worker(*script(tmp_path, text + "while true; do sleep 0.05; done"))
     while not (tmp_path / "ready").exists():
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
     out, _ = process.communicate(timeout=60)
-    assert process.returncode == 0 and "stopped and saved" in out
+    assert process.returncode == 143 and "saved" in out
     assert (tmp_path / "count").read_text().count("x") == 1
 
 
-def test_a_pod_is_asked_for_and_started_by_gcloud(tmp_path):
-    """What gcloud is called with, from a stand-in that writes it down."""
-    (tmp_path / "gcloud").write_text(
-        f'#!/bin/bash\nprintf "%s\\n" "$*" >> {tmp_path}/said\n'
-        f"case $* in\n*describe*) [ -e {tmp_path}/made ] && echo ACTIVE || exit 1 ;;\n"
-        f"*create*) touch {tmp_path}/made ;;\nesac\n"
-    )
-    (tmp_path / "gcloud").chmod(0o755)
-    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "TPU": "lvr", "TPU_ZONE": "us-east5-b"}
-    environment |= {"TPU_TYPE": "v5litepod-16", "TPU_IMAGE": "v2-alpha-tpuv5-lite"}
-    for command in (["up"], ["all", "python", "tools/train.py", "--workdir", "gs://bucket/a b"]):
-        subprocess.run([LAUNCH, *command], env=environment, check=True, timeout=60)
-    said = (tmp_path / "said").read_text().splitlines()
-    create = next(line for line in said if "create" in line)
+def test_sigterm_between_two_tries_ends_the_worker(tmp_path):
+    process = worker(*script(tmp_path, "exit 1"), PAUSE="60")
+    while not (tmp_path / "count").exists():
+        time.sleep(0.01)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=20)
+    assert process.returncode == 143
+
+
+class Pod:
+    """tools/launch_tpu.sh beside a gcloud that plays a scene."""
+
+    def __init__(self, place: Path):
+        self.place = place
+        for name, text in (
+            ("hostname", 'echo "$STAND_IN_HOST"'),
+            ("uv", '[ "$1" != venv ] || { mkdir -p "$HOME/env/bin" && touch "$HOME/env/bin/activate"; }'),
+        ):
+            (place / "bin").mkdir(exist_ok=True)
+            (place / "bin" / name).write_text(f"#!/bin/bash\n{text}\n")
+            (place / "bin" / name).chmod(0o755)
+        stand_in = Path(__file__).parent / "gcloud_stand_in.py"
+        shutil.copy(stand_in, place)
+        (place / "gcloud").write_text(f'#!/bin/bash\nexec {sys.executable} -I -S {place}/gcloud_stand_in.py "$@"\n')
+        (place / "gcloud").chmod(0o755)
+        self.environment = {
+            **os.environ, "PATH": f"{place}:{os.environ['PATH']}", "TPU": "lvr", "TPU_ZONE": "us-east5-b",
+            "TPU_TYPE": "v5litepod-16", "TPU_IMAGE": "v2-alpha-tpuv5-lite", "POLL": "0.05", "LAG": "20",
+            "NOTICE": "1", "REFUSED": "0.1", "PAUSE": "0.1", "STORE": str(place),
+        }  # fmt: skip
+
+    def scene(self, **fields) -> None:
+        (self.place / "scene.json").write_text(json.dumps(fields))
+
+    def start(self, *command: str, **environment: str) -> subprocess.Popen:
+        return subprocess.Popen(
+            [LAUNCH, *command], env={**self.environment, **environment}, text=True, cwd=self.place,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+
+    def run(self, *command: str, **environment: str) -> tuple[int, str, str]:
+        process = self.start(*command, **environment)
+        out, err = process.communicate(timeout=120)
+        return process.returncode, out, err
+
+    def said(self, word: str) -> list[str]:
+        path = self.place / "said"
+        return [line for line in (path.read_text().splitlines() if path.exists() else ()) if word in line]
+
+    def wait_for(self, name: str) -> None:
+        waited = time.monotonic()
+        while not (self.place / name).exists():
+            assert time.monotonic() - waited < 60, name
+            time.sleep(0.02)
+
+
+ACTIVE = {"states": ["ACTIVE"]}
+NEW = {"lives": [{"states": ["WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE"]}]}
+QUOTA = "ERROR: RESOURCE_EXHAUSTED: Quota limit 'TPUV5sPreemptibleLitepodPerProjectPerZoneForTPUAPI' has been exceeded."
+# Waits for ever on its first start, finishes on the second.
+TWICE = ("bash", "-c", 'mkdir "$STORE/begun_$STAND_IN_HOST" 2>/dev/null || exit 0; sleep 300')
+
+
+@pytest.fixture
+def pod(tmp_path):
+    pod = Pod(tmp_path)
+    yield pod
+    for path in tmp_path.glob("host*/lvr_jax_run/pid"):
+        try:
+            os.killpg(int(path.read_text()), signal.SIGKILL)
+        except ProcessLookupError:      # it has ended
+            pass
+
+
+def test_a_pod_is_asked_for_and_waited_for(pod):
+    pod.scene(**NEW)
+    assert pod.run("up")[0] == 0
+    (create,) = pod.said(" create ")
     assert create.startswith("compute tpus queued-resources create lvr --node-id lvr --accelerator-type v5litepod-16")
     assert create.endswith("--runtime-version v2-alpha-tpuv5-lite --spot --zone us-east5-b")
-    assert "tpu-vm ssh lvr --worker=all --command cd lvr_jax" in said[-1]
-    assert "tools/launch_tpu.sh worker python tools/train.py --workdir gs://bucket/a\\ b" in said[-1]
-    del environment["TPU_ZONE"]
-    missing = subprocess.run([LAUNCH, "up"], env=environment, capture_output=True, text=True)
-    assert missing.returncode == 2 and missing.stderr == "launch_tpu: TPU_ZONE is not set\n"
+    pod.scene(**NEW)
+    assert pod.run("up", TPU_NODES="2", TPU_OPTIONS="--reserved")[0] == 0
+    assert "--node-count 2 --node-prefix lvr" in pod.said(" create ")[1] and "--reserved" in pod.said(" create ")[1]
+    missing = pod.run("up", TPU_ZONE="")
+    assert missing[0] == 2 and missing[2] == "launch_tpu: TPU_ZONE is not set\n"
+
+
+def test_a_request_refused_for_good_ends_keep(pod):
+    pod.scene(refused=["ERROR: PERMISSION_DENIED: Permission 'tpu.nodes.create' denied"] * 9)
+    status, _, err = pod.run("keep", "true")
+    assert status == 2 and "PERMISSION_DENIED" in err and len(pod.said(" create ")) == 1
+
+
+def test_a_request_refused_for_now_is_made_again_a_few_times(pod):
+    pod.scene(refused=[QUOTA] * 2, **NEW)
+    status, _, err = pod.run("keep", "true")
+    assert status == 0 and err.count("RESOURCE_EXHAUSTED") == 2 and len(pod.said(" create ")) == 3
+    pod.scene(refused=[QUOTA] * 9)
+    status, _, err = pod.run("keep", "true", REFUSALS="2")
+    assert status == 75 and err.count("RESOURCE_EXHAUSTED") == 3
+
+
+@pytest.mark.parametrize("states", [["ERROR"], ["TELEPORTING"]], ids=["no login", "a state of next year"])
+def test_what_the_service_does_not_say_ends_in_a_line_and_asks_for_nothing(pod, states):
+    pod.scene(states=states)
+    status, _, err = pod.run("up")
+    assert status == 1 and ("auth tokens" in err or "TELEPORTING" in err) and not pod.said(" create ")
+
+
+def test_a_slice_that_failed_is_deleted_and_asked_for_again(pod):
+    pod.scene(states=["FAILED"], **NEW)
+    assert pod.run("up")[0] == 0
+    assert len(pod.said(" delete ")) == len(pod.said(" create ")) == 1
+
+
+def test_a_preemption_that_the_service_does_not_know_of_yet_is_waited_out(pod):
+    """Hosts are gone at the tenth ssh; the slice reads ACTIVE, then its node PREEMPTED; a new one finishes the run."""
+    lag = {"wiped": True, "dropped": 30, "nodes": ["READY", "READY", "READY", "PREEMPTED"]}
+    pod.scene(**ACTIVE, at={"10": lag}, lives=[{**ACTIVE, "dropped": 0, "nodes": ["READY"]}])
+    status, _, err = pod.run("keep", *TWICE)
+    assert status == 0 and "lvr was preempted" in err
+    assert len(pod.said(" delete ")) == len(pod.said(" create ")) == 1 and len(pod.said("host_begin")) == 2
+
+
+def test_a_notice_stops_the_run_and_the_next_slice_finishes_it(pod):
+    """The command ends with 143 on all hosts while they still answer; then the slice is SUSPENDED."""
+    stopped = ("bash", "-c", 'mkdir "$STORE/begun_$STAND_IN_HOST" 2>/dev/null || exit 0; kill -TERM $PPID; exit 143')
+    states = ["ACTIVE"] * 8 + ["SUSPENDED"]
+    pod.scene(states=states, lives=[{**ACTIVE, "wiped": True}])
+    status, _, err = pod.run("keep", *stopped, NOTICE="10")
+    assert status == 0 and "lvr was preempted" in err and len(pod.said("host_begin")) == 2
+
+
+def test_a_broken_connection_is_followed_again_and_starts_nothing(pod):
+    pod.scene(**ACTIVE, at={"5": {"dropped": 7}})
+    status, _, err = pod.run("keep", "bash", "-c", "sleep 3")
+    assert status == 0 and len(pod.said("host_begin")) == 1 and not pod.said(" delete ")
+
+
+def test_hosts_that_were_started_anew_begin_again(pod):
+    pod.scene(**ACTIVE, at={"6": {"restarted": True}})
+    status, _, err = pod.run("keep", *TWICE)
+    assert status == 0 and "hosts were started anew" in err and len(pod.said("host_begin")) == 2
+
+
+@pytest.mark.parametrize("status", [1, 2])
+def test_a_command_that_fails_by_itself_ends_keep_with_its_status_and_log(pod, status):
+    pod.scene(**ACTIVE)
+    text = f"echo the reason; [ $STAND_IN_HOST = host0 ] || exit {status}"
+    found, _, err = pod.run("keep", "bash", "-c", text, RETRIES="0")
+    assert found == status and "host1: the reason" in err and f"host1 ended {status}" in err
+    assert not pod.said(" delete ") and len(pod.said("host_begin")) == 1
+
+
+def test_a_run_goes_on_without_the_machine_that_started_it(pod):
+    pod.scene(**ACTIVE)
+    assert pod.run("setup")[0] == 0
+    laptop = pod.start("all", "bash", "-c", 'touch "$STORE/on_$STAND_IN_HOST"; sleep 2; echo a b "c d"')
+    pod.wait_for("on_host1")
+    laptop.kill()
+    laptop.communicate()
+    assert pod.run("status")[1].split("\n")[:2] == ["host0 running", "host1 running"]
+    status, _, err = pod.run("all", "true")
+    assert status == 1 and "has a run already" in err
+    assert pod.run("follow")[0] == 0
+    assert "host1: a b c d" in pod.run("logs")[1]
+
+
+def test_a_run_that_was_stopped_is_no_success(pod):
+    pod.scene(**ACTIVE)
+    text = 'trap "exit 143" TERM; touch "$STORE/on_$STAND_IN_HOST"; while :; do sleep 0.1; done'
+    keep = pod.start("keep", "bash", "-c", text)
+    pod.wait_for("on_host0")
+    pod.wait_for("on_host1")
+    assert pod.run("stop")[0] == 0
+    _, err = keep.communicate(timeout=60)
+    assert keep.returncode == 143 and "stopped before it had finished" in err
+
+
+def test_the_jobset_says_the_command_word_by_word():
+    hazards = ['--config.name="a" #: {b}', "back\\slash", "$(HOME) $x", "two\nlines\tand ü", ""]
+    command = ["python", "tools/train.py", *hazards]
+    environment = {**os.environ, "TPU": "lvr", "GKE_ACCELERATOR": "tpu-v5-lite-podslice", "GKE_TOPOLOGY": "4x4"}
+    environment["GKE_HOSTS"] = "4"
+    made = subprocess.run([LAUNCH, "jobset", "image:1", *command], env=environment, capture_output=True, text=True)
+    assert made.returncode == 0, made.stderr
+    job = yaml.safe_load(made.stdout)["spec"]["replicatedJobs"][0]["template"]["spec"]
+    (container,) = job["template"]["spec"]["containers"]
+    # Kubernetes reads $$( as $( and would otherwise put a variable there.
+    said = [word.replace("$$(", "$(") for word in container["command"]]
+    assert said == ["tools/launch_tpu.sh", "worker", *command] and container["image"] == "image:1"
+    assert job["template"]["spec"]["nodeSelector"]["cloud.google.com/gke-spot"] == "true"
+    for wrong in ({"GKE_HOSTS": "4\nx: y"}, {"GKE_SLICES": "two"}):
+        refused = subprocess.run(
+            [LAUNCH, "jobset", "image:1", "true"], env={**environment, **wrong}, capture_output=True, text=True
+        )
+        assert refused.returncode == 2 and "expected a whole number" in refused.stderr

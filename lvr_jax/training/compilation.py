@@ -1,0 +1,23 @@
+"""Says where compiled programs are kept, so that a run that starts again, on whichever machine, compiles nothing."""
+
+import os
+
+import jax
+
+LOCAL = "~/.cache/lvr_jax/compilation"
+
+
+def use_compilation_cache(setting: str, workdir: str | os.PathLike) -> None:
+    """setting: a folder, "" for none, or "auto": JAX_COMPILATION_CACHE_DIR if that is set, else WORKDIR/compilation on
+    a remote store and a folder of the user's otherwise.
+
+    JAX writes a program from process 0 only, so a folder that other hosts do not see leaves them to compile theirs.
+    """
+    if setting == "auto":
+        if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+            return
+        workdir = os.fspath(workdir)
+        setting = f"{workdir.rstrip('/')}/compilation" if "://" in workdir else LOCAL
+    if setting:
+        jax.config.update("jax_compilation_cache_dir", os.path.expanduser(setting))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)

@@ -1,0 +1,78 @@
+"""When is a checkpoint due, the same step in every process, and what does a damaged or refused one say?"""
+
+import types
+
+import jax
+import pytest
+
+from lvr_jax.training import checkpointing
+from lvr_jax.training.checkpointing import NotSaved, _Clock, _failing
+
+
+class Processes:
+    """Clocks of several processes in one, over a key-value store as JAX has it."""
+
+    def __init__(self, monkeypatch, count: int, minutes: float, ahead: int):
+        self.held, self.now, self.index = {}, 0.0, 0
+        monkeypatch.setattr(jax, "process_count", lambda: count)
+        monkeypatch.setattr(jax, "process_index", lambda: self.index)
+        monkeypatch.setattr(checkpointing, "store", lambda: self)
+        monkeypatch.setattr(checkpointing, "time", types.SimpleNamespace(monotonic=lambda: self.now))
+        self.clocks = [_Clock(minutes, ahead) for _ in range(count)]
+
+    def key_value_set(self, name, value):
+        assert name not in self.held
+        self.held[name] = value
+
+    def key_value_try_get(self, name):
+        if name not in self.held:
+            raise jax.errors.JaxRuntimeError(f"NOT_FOUND: {name}")
+        return self.held[name]
+
+    def due(self, index: int, step: int) -> bool:
+        self.index = index
+        return self.clocks[index](step)
+
+
+@pytest.mark.parametrize("leads", [0, 1, 2])
+def test_all_processes_save_the_same_step_whoever_is_ahead(monkeypatch, leads):
+    """One process runs three steps before the others, as far as two steps under way allow; a step takes a minute."""
+    processes = Processes(monkeypatch, 3, minutes=10, ahead=2)
+    saved = [[], [], []]
+    progress = [0, 0, 0]
+    while min(progress) < 60:
+        behind = [i for i in range(3) if i != leads and progress[i] < 60]
+        index = leads if progress[leads] < min(progress[i] for i in range(3) if i != leads) + 3 else behind[0]
+        index = min(behind, key=lambda i: progress[i]) if index != leads and behind else index
+        progress[index] += 1
+        processes.now = 60.0 * min(progress)
+        if processes.due(index, progress[index]) or progress[index] == 25:      # and one for another reason
+            saved[index].append(progress[index])
+            processes.clocks[index].restart()
+    shortest = min(map(len, saved))
+    assert saved[0][:shortest] == saved[1][:shortest] == saved[2][:shortest]
+    assert 4 <= shortest <= 7 and 25 in saved[0]
+
+
+def test_one_process_saves_when_the_minutes_are_over_and_zero_never(monkeypatch):
+    processes = Processes(monkeypatch, 1, minutes=10, ahead=2)
+    found = []
+    for step in range(1, 40):
+        processes.now += 130.0
+        if processes.due(0, step):
+            found.append(step)
+            processes.clocks[0].restart()
+    assert found == [5, 10, 15, 20, 25, 30, 35]
+    assert not any(Processes(monkeypatch, 1, 0, 2).due(0, step) for step in range(9))
+
+
+def test_what_cannot_be_written_is_one_line(tmp_path):
+    for error, said in (
+        (OSError(28, "No space left on device"), "the disk is full"),
+        (ValueError("Error writing x: No space left on device [source]"), "the disk is full"),
+        (ValueError("PERMISSION_DENIED:\n no access"), "ValueError: PERMISSION_DENIED: no access"),
+    ):
+        with pytest.raises(NotSaved, match="could not be written") as found:
+            with _failing(tmp_path / "checkpoints/5"):
+                raise error
+        assert said in str(found.value) and "\n" not in str(found.value) and "checkpoints/5" in str(found.value)

@@ -1,0 +1,54 @@
+"""Does a workdir belong to what was trained there, to nothing that was refused, and to one config only?"""
+
+import json
+
+import pytest
+import runs
+from etils import epath
+
+from lvr_jax.checkpoints import CheckpointError
+from lvr_jax.data.sample import DataError
+from lvr_jax.training import checkpointing
+from lvr_jax.training.config_fields import ConfigFieldError
+from lvr_jax.training.loop import train
+from lvr_jax.training.workdir import read_config, refuse_other, resolved, write_config
+
+
+def test_a_run_goes_on_with_its_own_config_and_with_changes_of_how_it_runs(tmp_path):
+    folder, config = epath.Path(tmp_path), runs.small()
+    assert read_config(folder) is None
+    write_config(folder, config)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+    refuse_other(folder, read_config(folder), runs.small(checkpoint__every=7, export__dtype="float32", log__every=3))
+    with pytest.raises(ConfigFieldError, match="holds a run with seed = 42, this config has 7; choose another workdir"):
+        refuse_other(folder, read_config(folder), runs.small(seed=7))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "null", '{"a":', "3", "[" * 100_000])
+def test_a_damaged_config_is_one_line_that_names_it(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ConfigFieldError, match="config.json") as error:
+        read_config(epath.Path(tmp_path))
+    assert "\n" not in str(error.value)
+
+
+def test_a_refused_run_claims_nothing(tmp_path):
+    with pytest.raises(DataError, match="shards = 3"):
+        train(runs.small(shards=3), tmp_path)
+    assert read_config(epath.Path(tmp_path)) is None and not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_a_checkpoint_of_another_config_or_damaged_is_one_line(tmp_path, monkeypatch):
+    """The workdir's config.json is gone: the checkpoint says what it is of."""
+    place = tmp_path / "checkpoints" / "2"
+    (place / "run").mkdir(parents=True)
+    (place / "state").mkdir()
+    (place / "_CHECKPOINT_METADATA").write_text("{}")
+    run = {"step": 2, "data": [], "config": {**resolved(runs.small()), "seed": 7}, "versions": {}}
+    (place / "run" / "metadata").write_text(json.dumps(run))
+    with pytest.raises(ConfigFieldError, match="checkpoints/2: holds a run with seed = 7, this config has 42"):
+        train(runs.small(), tmp_path)
+    (place / "run" / "metadata").write_text("{")
+    with pytest.raises(CheckpointError, match="checkpoints/2: damaged, cannot be read") as error:
+        checkpointing.read_run(epath.Path(tmp_path / "checkpoints"), 2)
+    assert "\n" not in str(error.value)
