@@ -36,11 +36,11 @@ def worker(*command: str, **environment: str) -> subprocess.Popen:
     )  # fmt: skip
 
 
-def two_hosts(workdir: Path, steps: int, of_second: tuple[str, ...] = ()) -> list[subprocess.Popen]:
+def two_hosts(workdir: Path, steps: int, *more: str, of_second: tuple[str, ...] = ()) -> list[subprocess.Popen]:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{s.getsockname()[1]}"
-    command = [sys.executable, "tools/train.py", *SMALL, f"--config.steps={steps}", "--workdir", str(workdir)]
+    command = [sys.executable, "tools/train.py", *SMALL, f"--config.steps={steps}", "--workdir", str(workdir), *more]
     return [
         worker(*command, *of_second * i, JAX_COORDINATOR_ADDRESS=address, JAX_NUM_PROCESSES="2", JAX_PROCESS_ID=str(i))
         for i in range(2)
@@ -56,7 +56,9 @@ def outputs(processes: list[subprocess.Popen], status: int = 0) -> list[str]:
 @pytest.mark.slow
 def test_two_hosts_stopped_by_sigterm_and_started_again_end_as_two_that_were_not(tmp_path):
     steps, calm, stopped = 40, tmp_path / "calm", tmp_path / "stopped"
-    assert all("finished at step 40" in out for out in outputs(two_hosts(calm, steps)))
+    often = "--config.checkpoint.minutes=0.005"         # by the first host's clock: both have to save the same steps
+    assert all("finished at step 40" in out for out in outputs(two_hosts(calm, steps, often)))
+    assert len(list((calm / "checkpoints").iterdir())) > 2
 
     hosts, waited = two_hosts(stopped, steps), time.monotonic()
     while not (stopped / "metrics.jsonl").exists() or len(runs.metrics(stopped)) < 3:
@@ -80,7 +82,7 @@ def test_two_hosts_stopped_by_sigterm_and_started_again_end_as_two_that_were_not
 @pytest.mark.slow
 def test_bad_input_of_one_host_ends_both_in_a_line(tmp_path):
     """The other one would wait inside a collective."""
-    hosts = two_hosts(tmp_path / "run", 4, ("--config.data.tokenizer=/nowhere",))
+    hosts = two_hosts(tmp_path / "run", 4, of_second=("--config.data.tokenizer=/nowhere",))
     begun = time.monotonic()
     first, second = (host.communicate(timeout=300)[1].splitlines()[-1] for host in hosts)
     assert [host.returncode for host in hosts] == [2, 2]
@@ -277,6 +279,19 @@ def test_a_command_that_fails_by_itself_ends_keep_with_its_status_and_log(pod, s
     found, _, err = pod.run("keep", "bash", "-c", text, RETRIES="0")
     assert found == status and "host1: the reason" in err and f"host1 ended {status}" in err
     assert not pod.said(" delete ") and len(pod.said("host_begin")) == 1
+
+
+def test_the_doctor_says_what_one_host_has_found(pod):
+    pod.scene(**ACTIVE)
+    python = pod.place / "bin" / "python"
+    python.write_text('#!/bin/bash\necho "$@: no bucket"; [ $STAND_IN_HOST = host0 ] || exit 2\n')
+    python.chmod(0o755)
+    assert pod.run("setup")[0] == 0
+    status, _, err = pod.run("doctor", "gs://bucket/a b")
+    assert status == 2 and "host1: tools/doctor.py gs://bucket/a b: no bucket" in err and "host1 ended 2" in err
+    python.write_text("#!/bin/bash\necho all is well\n")
+    status, out, _ = pod.run("doctor", "gs://bucket/a b")
+    assert status == 0 and "host0: all is well" in out and "host1: all is well" in out
 
 
 def test_a_run_goes_on_without_the_machine_that_started_it(pod):
