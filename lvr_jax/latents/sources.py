@@ -87,8 +87,8 @@ class Source:
 
     of_clean: made of the clean pass of all items, so that it comes first; of_image: made of merged vision tokens;
     of_variant: the prompt of the item whose clean latents it feeds; donor: (clean, seed) -> [I], whose latents each
-    item gets, as rows of the clean pass, -1 for nobody; needs: fields of `Prompts` that it draws by; digest: of what it
-    brings along, so that a sweep of other latents is another sweep
+    item gets, as rows of the clean pass, -1 for nobody; digest: of what it brings along, so that a sweep of other
+    latents is another sweep
     """
 
     make: Callable[[Request], tuple[np.ndarray, np.ndarray]]
@@ -96,7 +96,6 @@ class Source:
     of_image: bool = False
     of_variant: str = ""
     donor: Callable[[Clean, int], np.ndarray] | None = None
-    needs: tuple[str, ...] = ()
     digest: str = ""
 
 
@@ -178,8 +177,7 @@ def donated(**options) -> Source:
         missing = chosen < 0
         return request.clean.blocks(np.where(missing, request.rows, chosen)), missing
 
-    needs = {"same_label": ("labels",), "same_content": ("kinds", "contents")}
-    return Source(make, of_clean=True, donor=donor, needs=sum((needs.get(o, ()) for o in options), ()))
+    return Source(make, of_clean=True, donor=donor)
 
 
 def of_variant(name: str) -> Source:

@@ -193,5 +193,7 @@ def test_the_report_shows_them_and_leaves_out_what_was_not_run():
     drawn = {key: make(a) for key, make in interventions.FIGURES.items()}
     texts = {t.get_text() for t in drawn["patching"].axes[0].texts}
     assert texts == {"25", "0", "75"} and drawn["lens"] is not None
+    ticks = drawn["lens"].axes[1].yaxis
+    assert [ticks.get_major_formatter()(value) for value in (1, 20, 500)] == ["1", "20", "500"]    # and no formulas
     bare = {"name": "x", "probes": {"pair": {}}}
     assert all(make(bare) is None for make in (*interventions.TABLES, *interventions.FIGURES.values()))

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
 from lvr_jax.prism.audit import curve, knock_outs
 from lvr_jax.prism.measure import corruptions
@@ -37,6 +37,16 @@ def _legend(axis, **options):
     handles, labels = axis.get_legend_handles_labels()
     if handles:
         axis.legend(handles, labels, fontsize=8, frameon=False, **options)
+
+
+def log_scale(axis, *sides: str) -> None:
+    """Logarithmic sides (x, y) of an axis, with plain numbers at 1, 2 and 5: matplotlib's own labels are formulas."""
+    for side in sides:
+        getattr(axis, f"set_{side}scale")("log")
+        ticks = getattr(axis, f"{side}axis")
+        ticks.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ticks.set_major_formatter(StrMethodFormatter("{x:g}"))
+        ticks.set_minor_locator(NullLocator())
 
 
 def _scatter(axis, xs, ys, names, published: tuple[Sequence, Sequence, Sequence]):
@@ -135,7 +145,8 @@ def sigma_curve(analyses: Sequence[Analysis]) -> Figure | None:
             axis.plot(x, point, marker=MARKERS[n % 7], color=COLOURS[n % 7], label=a["name"])
             axis.fill_between(x, low, high, color=COLOURS[n % 7], alpha=0.15, lw=0)
         axis.axhline(0, color="black", lw=0.8)
-        axis.set(xscale="log", xlabel=f"noise on every latent: {label}", ylabel="Δ accuracy (points)")
+        log_scale(axis, "x")
+        axis.set(xlabel=f"noise on every latent: {label}", ylabel="Δ accuracy (points)")
         _legend(axis)
     return figure
 
@@ -248,7 +259,8 @@ def sensitivity(a: Analysis) -> Figure | None:
                          label=label if part else None)  # fmt: skip
         ends = [min(r["predicted"] for r in rows), max(r["predicted"] for r in rows)]
         axes[1].plot(ends, ends, color=GREY, ls="--", lw=1, label="locally linear")
-        axes[1].set(xscale="log", yscale="log", xlabel="margin spread predicted to first order",
+        log_scale(axes[1], "x", "y")
+        axes[1].set(xlabel="margin spread predicted to first order",
                     ylabel="measured")  # fmt: skip
         _legend(axes[1])
     return figure

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from lvr_jax.prism.report.figures import COLOURS, GREY, MARKERS, STYLE, WIDTH
+from lvr_jax.prism.report.figures import COLOURS, GREY, MARKERS, STYLE, WIDTH, log_scale
 from lvr_jax.prism.report.tables import NOTHING, Table, number, pair, percent, probability, within
 
 Analysis = Mapping
@@ -186,7 +186,8 @@ def lens_figure(a: Analysis) -> Figure | None:
         share.plot(at, pick("chance", 100), color=GREY, ls="--", lw=1, label=None if n else "chance")
         rank.plot(at, pick("rank", 1), **style)
     share.set(ylim=(0, 102), ylabel="first of the options (%)")
-    rank.set(yscale="log", ylabel="median rank", xlabel="latent, in the order it is fed")
+    log_scale(rank, "y")
+    rank.set(ylabel="median rank", xlabel="latent, in the order it is fed")
     rank.xaxis.set_major_locator(MaxNLocator(integer=True))
     share.legend(fontsize=8, frameon=False)
     return figure
