@@ -23,7 +23,7 @@ def get_config(size: str = "3b", name: str = "common") -> ConfigDict:
     c.steps = 2500
     c.rows = 64                     # packs a step, over all devices
     c.accumulate = 1                # micro-batches a step; changes memory and time, not the result
-    c.shards = 0                    # of the data; 0: one a process. A fixed number makes batches equal on any hosts
+    c.shards = 0                    # of the data; 0: as few as hosts can read whole. Fixed: equal batches on any hosts
     c.mask_boxes = False            # control: the model's input without the boxes
     c.synthetic = False             # one made-up batch instead of data: how fast is the device alone?
     c.model = size                  # shapes of a random network, where init.checkpoint names none

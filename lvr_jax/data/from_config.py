@@ -1,11 +1,11 @@
-"""Which pipeline do the `data` fields of a config describe?
+"""Makes the pipeline that the `data` fields of a config describe.
 
     config.data.tokenizer = "Qwen2.5-VL-3B-Instruct"
     config.data.sources = {"sroie": {"kind": "records", "path": "sroie_cot_train.jsonl", "format": "visual_cot"}}
     config.data.tokens, config.data.windows, config.data.rows = 4096, 288, 8
 
     data = DataConfig.read(config.data)
-    pipeline = make_pipeline(data, *data_shard(sharding, rows))
+    pipeline = make_pipeline(data, shard_index=0, shard_count=1)
 """
 
 from __future__ import annotations

@@ -85,7 +85,7 @@ class Pipeline(grain.IterDataset):
     """The stream as a grain `IterDataset` of `HostBatch`; what it yields does not depend on `workers` or `prefetch`.
 
     encode: Sample -> Example; must pickle if there are workers (functools.partial of `encode_example` does).
-    shard_index, shard_count: this process's part of the data (`device.data_shard`).
+    shard_index, shard_count: a part of the data; training.input says who reads which.
     workers: processes that read and encode; 0 encodes in the caller's own.
     prefetch: batches that a thread prepares ahead, collation included.
     skip_log: JSON-lines file for what had to be skipped, see `SkipLog`; one for each shard.

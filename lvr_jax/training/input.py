@@ -1,7 +1,8 @@
-"""Which rows does this process feed into a step? Its shards of the data, side by side, in the layout of the step.
+"""Reads the rows that this process feeds into a step: its shards of the data, in the layout of the step.
 
-The data is cut into shards that have nothing to do with processes but their number: a process reads one or several.
-With the same number of shards a run sees the same batches in the same order on any number of hosts.
+The data is cut into shards that have nothing to do with processes: shard s makes the s-th block of a step's rows. A
+process reads the shards that its rows lie in and keeps its rows of them, so that with the same number of shards a run
+sees the same batches, row by row, on any number of hosts and any placement of their devices.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
+from absl import logging
 
+from lvr_jax.data.device import Placement
 from lvr_jax.data.from_config import DataConfig, make_encode, make_sources
 from lvr_jax.data.packing import Alignment, align
 from lvr_jax.data.pipeline import HostBatch, Pipeline, Source
@@ -37,8 +40,8 @@ def sources_of(data: DataConfig, mask_boxes: bool) -> list[Source]:
 class Input:
     """Endless batches of this process's rows.
 
-    data: the config's fields, `rows` those of the whole step; process: (index, count) among processes that read
-    different rows (data.device.data_shard); shards: 0 for one a process.
+    data: the config's fields, `rows` those of the whole step; placement: which of them this process holds, None for
+    all; shards: 0 for the fewest of which every process reads whole ones.
     """
 
     def __init__(
@@ -46,44 +49,55 @@ class Input:
         data: DataConfig,
         tokenizer: ChatTokenizer,
         *,
-        process: tuple[int, int] = (0, 1),
+        placement: Placement | None = None,
         shards: int = 0,
         alignment: Alignment | None = None,
         mask_boxes: bool = False,
         skip_log: str | None = None,
     ):
-        index, count = process
-        self.shards = shards or count
-        if self.shards % count or data.rows % self.shards:
-            raise DataError(
-                f"shards = {self.shards}: expected a multiple of the {count} processes that read, which divides the "
-                f"{data.rows} rows of a step"
-            )
+        placement = placement or Placement.whole(data.rows)
+        self.shards = shards or placement.shards
+        if data.rows % self.shards:
+            raise DataError(f"shards = {self.shards}: expected a number that divides the {data.rows} rows of a step")
         if alignment and data.max_per_row != 1:
             raise DataError(f"data.max_per_row = {data.max_per_row}: aligned rows hold one example, expected 1")
-        own = self.shards // count
-        self.numbers = range(index * own, (index + 1) * own)
+        size = data.rows // self.shards
+        self.numbers = np.unique(placement.rows // size).tolist()
+        self.read = size * len(self.numbers)        # rows; those of other processes among them are dropped
+        starts = {number: number * size for number in self.numbers}
+        made = np.concatenate([start + np.arange(size) for start in starts.values()])
+        self._kept = np.flatnonzero(np.isin(made, placement.rows))
+        if self.read > len(self._kept):
+            logging.warning(
+                "shards = %d: this process reads %d rows a step and keeps %d; with shards = %d none are read in vain",
+                self.shards, self.read, len(self._kept), placement.shards,
+            )  # fmt: skip
         self.alignment = alignment
-        data = dataclasses.replace(data, rows=data.rows // self.shards, workers=-(-data.workers // own))
+        data = dataclasses.replace(data, rows=size, workers=-(-data.workers // len(self.numbers)))
         encode = make_encode(data, tokenizer)
         encode = functools.partial(_fitting, encode=encode, alignment=alignment) if alignment else encode
         sources = sources_of(data, mask_boxes)
+        # Of the processes that read a shard one lists what it skipped; all of them count it.
+        listed = lambda start: skip_log is not None and placement.first_of(start, start + size)  # noqa: E731
         self._iterators = [
             iter(
                 Pipeline(
                     sources, encode, data.settings, shard_index=number, shard_count=self.shards,
                     workers=data.workers, prefetch=data.prefetch,
-                    skip_log=None if skip_log is None else f"{skip_log}.{number}.jsonl",
+                    skip_log=f"{skip_log}.{number}.jsonl" if listed(start) else None,
                 )
             )
-            for number in self.numbers
+            for number, start in starts.items()
         ]  # fmt: skip
 
     def __next__(self) -> HostBatch:
         parts = [next(iterator) for iterator in self._iterators]
         arrays = {key: np.concatenate([part.arrays[key] for part in parts]) for key in parts[0].arrays}
+        ids = [row for part in parts for row in part.ids]
+        if self.read > len(self._kept):
+            arrays, ids = {key: x[self._kept] for key, x in arrays.items()}, [ids[i] for i in self._kept]
         arrays = align(arrays, self.alignment) if self.alignment else arrays
-        return HostBatch(arrays, tuple(ids for part in parts for ids in part.ids))
+        return HostBatch(arrays, tuple(ids))
 
     def get_state(self) -> list[dict]:
         """What the run has to remember of this process's shards, after the last batch."""
@@ -111,11 +125,10 @@ class Synthetic:
 
     skipped = 0
 
-    def __init__(self, data: DataConfig, *, process: tuple[int, int] = (0, 1)):
+    def __init__(self, data: DataConfig, *, placement: Placement | None = None):
         settings = data.settings
-        self._batches: Iterator[HostBatch] = synthetic_batches(
-            settings.budget, data.rows // process[1], settings.geometry, seed=process[0] * data.rows
-        )
+        rows = range(data.rows) if placement is None else placement.rows
+        self._batches: Iterator[HostBatch] = synthetic_batches(settings.budget, rows, settings.geometry)
 
     def __next__(self) -> HostBatch:
         return next(self._batches)

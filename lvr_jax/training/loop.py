@@ -18,7 +18,7 @@ from etils import epath
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from lvr_jax.data.device import data_shard, to_device
+from lvr_jax.data.device import Placement, to_device
 from lvr_jax.training import workdir as workdirs
 from lvr_jax.training.checkpointing import Checkpoints, read_run, restore
 from lvr_jax.training.compilation import use_compilation_cache
@@ -80,12 +80,12 @@ def _train(experiment: Experiment, workdir: str, stop: StopRequest, closing: con
         workdir, c.checkpoint.every, c.checkpoint.keep, c.checkpoint.keep_every, c.checkpoint.minutes, AHEAD
     )
     closing.callback(keeper.close)
-    process = data_shard(experiment.rows, c.rows)
+    placement = Placement.of(experiment.rows, c.rows)
     if c.synthetic:
-        batches = Synthetic(experiment.data, process=process)
+        batches = Synthetic(experiment.data, placement=placement)
     else:
         batches = Input(
-            experiment.data, experiment.tokenizer, process=process, shards=c.shards, alignment=experiment.alignment,
+            experiment.data, experiment.tokenizer, placement=placement, shards=c.shards, alignment=experiment.alignment,
             mask_boxes=c.mask_boxes, skip_log=f"{workdir}/skipped",
         )  # fmt: skip
     closing.callback(batches.close)
@@ -117,7 +117,7 @@ def _train(experiment: Experiment, workdir: str, stop: StopRequest, closing: con
         profiler(done)
         waited = time.perf_counter()
         batch = next(batches)
-        arrays = to_device(batch.arrays, experiment.rows, c.rows)
+        arrays = to_device(batch.arrays, experiment.rows, placement)
         waited = time.perf_counter() - waited
         with jax.transfer_guard("disallow"):
             state, metrics = step(state, arrays)

@@ -351,7 +351,7 @@ def test_a_skip_log_refuses_a_share_that_is_none():
 
 def test_synthetic_batches_have_the_shapes_of_real_ones():
     budget = Budget(128, 4, 3)
-    batch = next(synthetic_batches(budget, 2))
+    batch = next(synthetic_batches(budget, range(2)))
     real = collate([[encode(("a", 1))]] * 2, budget)
     for key, value in real.items():
         same = key if key != "patches" else "window_segment"        # text has no patches to compare the width of
@@ -361,41 +361,19 @@ def test_synthetic_batches_have_the_shapes_of_real_ones():
     assert (batch.arrays["window_segment"].reshape(2, -1, 4)[0][slots[0][slots[0] >= 0]] > 0).all()
     assert (batch.arrays["segment"] > 0).mean() > 0.7
     with pytest.raises(DataError, match="too small for a synthetic example"):
-        next(synthetic_batches(Budget(8, 1), 1))
-
-
-class _Sharding:
-    """Stands for the sharding that one process of several sees; its own devices hold these rows."""
-
-    def __init__(self, *slices):
-        self.slices = slices
-        self.mesh = type("Mesh", (), {"shape": {"data": 4}})
-
-    def addressable_devices_indices_map(self, shape):
-        return {i: (slice(*s), slice(None)) for i, s in enumerate(self.slices)}
-
-
-def test_a_process_reads_the_rows_that_its_devices_hold():
-    from lvr_jax.data.device import data_shard
-
-    assert data_shard(_Sharding((4, 6), (6, 8)), 8) == (1, 2)
-    assert data_shard(_Sharding((0, 8), (0, 8)), 8) == (0, 1), "a tensor axis over hosts: all read the same"
-    assert data_shard(_Sharding((None, None)), 8) == (0, 1), "one device"
-    with pytest.raises(DataError, match="expected one block"):
-        data_shard(_Sharding((0, 2), (4, 6)), 8)
+        next(synthetic_batches(Budget(8, 1), [0]))
 
 
 def test_arrays_reach_the_device_unchanged():
     import jax
 
-    from lvr_jax.data.device import batch_sharding, data_shard, to_device
+    from lvr_jax.data.device import Placement, batch_sharding, to_device
 
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), ("data", "fsdp", "tensor"))
     sharding = batch_sharding(mesh)
-    assert data_shard(sharding, 2) == (0, 1)
     batch = next(iter(pipeline()))
-    for rows in (None, 2):
-        for key, value in to_device(batch.arrays, sharding, rows).items():
+    for placement in (None, Placement.of(sharding, 2)):
+        for key, value in to_device(batch.arrays, sharding, placement).items():
             np.testing.assert_array_equal(value, batch.arrays[key])
             assert value.sharding == sharding
 

@@ -5,8 +5,10 @@
 runs one or more of them, one after the other, in this process.
 """
 
+import functools
 import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -65,6 +67,15 @@ def finish(process: subprocess.Popen, timeout: float = 600) -> str:
     return out
 
 
+def start_processes(run: dict, count: int, devices: int, **more: str) -> list[subprocess.Popen]:
+    """The same run on `count` processes of so many devices each, joined by jax.distributed; also where it is one."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{s.getsockname()[1]}"
+    joined = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(count), **more}
+    return [start(run, devices=devices, **joined, JAX_PROCESS_ID=str(i)) for i in range(count)]
+
+
 def leaves(workdir, step: int) -> dict:
     """Every array of a checkpoint by path, on the host."""
     import jax
@@ -90,13 +101,16 @@ def metrics(workdir) -> list[dict]:
 def main() -> None:
     import jax
 
-    from lvr_jax.training import loop, partitioning
+    from lvr_jax.training import experiment, loop, partitioning
     from lvr_jax.training.distributed import initialize
     from lvr_jax.training.loop import train
 
     initialize()
     for run in json.loads(sys.argv[1]):
         variant, workdir, stop_after = run.pop("variant"), run.pop("workdir"), run.pop("stop_after", None)
+        if order := run.pop("order", None):         # as if the torus put its devices in this order
+            placed = [jax.devices()[number] for number in order]
+            experiment.make_mesh = functools.partial(partitioning.make_mesh, devices=placed)
         if slices := run.pop("slices", None):       # as if its devices lay in so many slices, one after the other
             partitioning._slice_of = lambda device, count=slices: device.id * count // jax.device_count()
         config = small(variant, **run)

@@ -1,6 +1,4 @@
-"""Is a step the same on one device, on eight, and on two processes of four? And a run that moves between them?"""
-
-import socket
+"""A run is the same on one device, on eight, in slices, and on processes, whose devices may interleave."""
 
 import numpy as np
 import pytest
@@ -13,18 +11,16 @@ SLICES = {"slices": 2, "mesh__data": 2, "mesh__fsdp": 4}
 RUN = {"variant": "n_lvr", "steps": 4, "shards": 2, "rows": 8}
 
 
-def two_processes(run: dict) -> None:
-    """The same run on two processes of four devices."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{s.getsockname()[1]}"
-    processes = [
-        runs.start(
-            run, devices=4, JAX_COORDINATOR_ADDRESS=address, JAX_NUM_PROCESSES="2", JAX_PROCESS_ID=str(i)
-        )
-        for i in range(2)
-    ]  # fmt: skip
-    for process in processes:
+# Collectives between processes, which the one process uses too, sum in the order of the devices' numbers: with its
+# devices in the same order every sum is the same. Two micro-batches; shards of four rows, which no process of several
+# holds whole.
+INTERLEAVED = {"variant": "n_lvr", "steps": 2, "shards": 2, "rows": 8, "accumulate": 2, **MESH}
+ORDER = [0, 1, 4, 2, 5, 6, 3, 7]
+
+
+def processes(run: dict, count: int) -> None:
+    """The same run on so many processes, eight devices together."""
+    for process in runs.start_processes(run, count, devices=8 // count):
         runs.finish(process)
 
 
@@ -41,7 +37,7 @@ def folder(tmp_path_factory):
 def moved(folder):
     """Four steps: two on two processes, two more on a single device."""
     place = folder / "moved"
-    two_processes({**RUN, **MESH, "workdir": str(place), "stop_after": 2})
+    processes({**RUN, **MESH, "workdir": str(place), "stop_after": 2}, 2)
     runs.finish(runs.start({**RUN, "workdir": str(place)}))
     return folder
 
@@ -93,3 +89,24 @@ def test_both_processes_and_one_alone_read_the_same_examples(moved):
         states = [runs.item(moved / run, step)["data"] for run in ("one", "eight", "moved")]
         assert [state["shard"] for state in states[0]] == [[0, 2], [1, 2]]
         assert states[0] == states[1] == states[2]
+
+
+@pytest.fixture(scope="module")
+def interleaved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("interleaved")
+    for count in (1, 2, 4):
+        processes({**INTERLEAVED, "order": ORDER, "workdir": str(folder / str(count))}, count)
+    return folder
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_processes_whose_devices_interleave_equal_one_bit_for_bit(interleaved, count):
+    """In four processes the second holds rows 2, 3, 6 and 7 of 8, and shares them with the third and the fourth."""
+    one, other = interleaved / "1", interleaved / str(count)
+    a, b = runs.leaves(one, 2), runs.leaves(other, 2)
+    assert a.keys() == b.keys() and len(a) > 50
+    assert [path for path in a if not np.array_equal(a[path], b[path])] == []
+    said = [[{k: v for k, v in row.items() if "second" not in k and "wait" not in k} for row in runs.metrics(x)]
+            for x in (one, other)]  # fmt: skip
+    assert said[0] == said[1] and [row["step"] for row in said[0]] == [1, 2]
+    assert runs.item(one, 2)["data"] == runs.item(other, 2)["data"]
