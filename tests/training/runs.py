@@ -67,13 +67,21 @@ def finish(process: subprocess.Popen, timeout: float = 600) -> str:
     return out
 
 
-def start_processes(run: dict, count: int, devices: int, **more: str) -> list[subprocess.Popen]:
-    """The same run on `count` processes of so many devices each, joined by jax.distributed; also where it is one."""
+def joined_environments(count: int, devices: int = 1) -> list[dict[str, str]]:
+    """What `count` processes of so many devices each need to find each other; also where it is one."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{s.getsockname()[1]}"
-    joined = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(count), **more}
-    return [start(run, devices=devices, **joined, JAX_PROCESS_ID=str(i)) for i in range(count)]
+    joined = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(count)}
+    places = os.pathsep.join([str(ROOT), str(Path(__file__).parent)])
+    return [
+        environment(devices, **joined, JAX_PROCESS_ID=str(i)) | {"PYTHONPATH": places} for i in range(count)
+    ]
+
+
+def start_processes(run: dict, count: int, devices: int) -> list[subprocess.Popen]:
+    """The same run on `count` processes of so many devices each, joined by jax.distributed."""
+    return [start(run, devices=devices, **joined) for joined in joined_environments(count, devices)]
 
 
 def leaves(workdir, step: int) -> dict:
