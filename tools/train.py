@@ -49,15 +49,16 @@ def main(arguments: list[str]) -> int:
     from lvr_jax.latents.spec import SpecError
     from lvr_jax.models.attention import AttentionError
     from lvr_jax.models.qwen2_5_vl.config import ConfigError
-    from lvr_jax.multihost.hosts import ALONE, Hosts
+    from lvr_jax.multihost.hosts import ALONE, Hosts, HostsError, MissingHost
+    from lvr_jax.training.agreement import agree
     from lvr_jax.training.config_fields import ConfigFieldError
     from lvr_jax.training.distributed import DistributedError, initialize
     from lvr_jax.training.loop import TrainingFailed, train
     from lvr_jax.training.partitioning import MeshError
 
     bad_input = (
-        AttentionError, CheckpointError, ConfigError, ConfigFieldError, DataError, DistributedError, MeshError,
-        SpecError,
+        AttentionError, CheckpointError, ConfigError, ConfigFieldError, DataError, DistributedError, HostsError,
+        MeshError, SpecError,
     )  # fmt: skip
     logging.set_verbosity(logging.WARNING)
     hosts = ALONE
@@ -68,11 +69,12 @@ def main(arguments: list[str]) -> int:
             raise ConfigFieldError("expected --config FILE[:SIZE] and --workdir FOLDER; see --help")
         initialize()
         hosts = Hosts.here("train")
+        agree(hosts, CONFIG.value, WORKDIR.value)
         outcome = train(CONFIG.value, WORKDIR.value)
         hosts.finish()
     except bad_input as error:
         return hosts.leave(2, f"train: {error}")
-    except (TrainingFailed, OSError) as error:
+    except (TrainingFailed, MissingHost, OSError) as error:
         return hosts.leave(1, f"train: {error}")
     except Exception as error:          # a fault of the program: the other hosts must not wait for this one
         if hosts.count == 1:
