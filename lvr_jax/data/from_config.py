@@ -44,7 +44,8 @@ class DataConfig:
     tokenizer: checkpoint folder or tokenizer.json; latent tokens that it lacks are added in the official order.
     sources: name -> {"kind": one of KINDS, "weight": optional, the constructor's fields}.
     tokens, windows, pooled: the budget of a row; rows: of one process's batch; merge, window: the network's geometry.
-    template .. check_boxes: as `encode_example`. seed .. patience: as `Settings`. workers, prefetch: as `Pipeline`.
+    template .. check_boxes: as `encode_example`. seed .. patience: as `Settings` (max_per_row = 0: full packing).
+    workers, prefetch: as `Pipeline`.
     """
 
     tokenizer: str

@@ -48,7 +48,8 @@ class Settings:
         source once; with weights it is as many draws as there are examples, and each source goes round on its own,
         every example once a round.
     lookahead: how many encoded examples wait to be packed; all of them are in memory, 3 MB for each megapixel.
-    max_per_row: examples a row at most; 1 means no packing (one example a row, in order), for evaluation.
+    max_per_row: examples a row at most; 0 or None as many as fit; 1 means no packing (one example a row, in order),
+        for evaluation.
     max_skip_share: how much of the data may be damaged before the run stops; see `SkipLog` for `patience`.
     """
 
@@ -64,7 +65,7 @@ class Settings:
     patience: int = 200
 
     def __post_init__(self):
-        for field, least in (("rows", 1), ("lookahead", 1), ("max_per_row", 1), ("epochs", 1), ("seed", 0)):
+        for field, least in (("rows", 1), ("lookahead", 1), ("max_per_row", 0), ("epochs", 1), ("seed", 0)):
             value = getattr(self, field)
             if value is not None and (not isinstance(value, int) or value < least):
                 raise DataError(f"data setting {field} = {value!r}: expected a whole number, at least {least}")

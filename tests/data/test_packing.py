@@ -1,4 +1,4 @@
-"""Do rows hold exactly what their examples held, whatever the sizes, boxes and budgets?"""
+"""Rows hold exactly what their examples held, whatever the sizes, boxes and budgets."""
 
 from pathlib import Path
 
@@ -145,3 +145,9 @@ def test_a_filled_row_is_the_fullest_possible(lengths):
         if (total := lengths[0] + sum(n for i, n in enumerate(lengths[1:]) if subset >> i & 1)) <= 100
     )
     assert sum(lengths[i] for i in fill_row(waiting, Budget(100, 0))) == best
+
+
+def test_full_packing_is_a_limit_of_zero():
+    waiting = [Budget(10, 1)] * 9
+    assert fill_row(waiting, Budget(100, 20), 4) == [0, 1, 2, 3]
+    assert fill_row(waiting, Budget(100, 20), 0) == fill_row(waiting, Budget(100, 20)) == list(range(9))
