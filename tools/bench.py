@@ -1,4 +1,4 @@
-"""How fast, against what? Named benchmarks, each a ratio against a baseline measured in the same run.
+"""Runs named benchmarks, each a ratio against a baseline measured in the same run.
 
     python tools/bench.py                      # lists them
     python tools/bench.py vision sweep         # runs two
@@ -16,8 +16,10 @@ import sys
 
 import benchmarks
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))     # configs, as every program imports them
+
 # A benchmark is a module of `benchmarks` with a `run() -> dict`; its first line says what it measures.
-NAMES = sorted(p.stem for p in pathlib.Path(benchmarks.__file__).parent.glob("*.py") if p.stem != "__init__")
+NAMES = sorted(p.stem for p in pathlib.Path(benchmarks.__file__).parent.glob("*.py") if p.stem[0] != "_")
 
 
 def main() -> int:
