@@ -31,6 +31,7 @@ from lvr_jax.training.distributed import DistributedError, initialize
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, such as configs/prism.py.", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything that is made (local or gs://).")
+REPORT_ONLY = flags.DEFINE_bool("report_only", False, "Only analyse and report what has been run.")
 PROGRESS = flags.DEFINE_bool("progress", True, "Show progress bars.")
 
 
@@ -48,7 +49,9 @@ def main(arguments: list[str]) -> int:
         hosts = Hosts.here("prism")
         use_compilation_cache("auto", WORKDIR.value)
         say = lambda text: print(line(text), file=sys.stderr, flush=True) if hosts.first else None  # noqa: E731
-        page = experiment.run(CONFIG.value, WORKDIR.value, progress=PROGRESS.value, say=say, hosts=hosts)
+        page = experiment.run(
+            CONFIG.value, WORKDIR.value, progress=PROGRESS.value, say=say, hosts=hosts, report_only=REPORT_ONLY.value
+        )
         hosts.finish()
     except (*experiment.BAD_INPUT, DistributedError) as error:
         return hosts.leave(2, line(error))

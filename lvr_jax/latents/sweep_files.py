@@ -54,28 +54,35 @@ class SweepFiles:
     def open(self, manifest: Mapping[str, Any], cell: Cell = Cell()) -> None:  # noqa: B008
         """Begins the sweep, or checks that the folder holds this one; what an interruption left half is removed.
 
-        Every process calls it: the first one writes, and all compare what they were asked."""
+        Every process calls it: the first one writes, and all compare what they were asked. An idle cell runs no
+        batch, so that its own type, and the weights in it, need not be those of the run.
+        """
         cell.hosts.same(manifest)
-        if cell.hosts.first:
+        if cell.idle:
+            held = self.manifest()
+            self._compare(held, {**manifest, **{key: held[key] for key in ("weights", "dtype") if key in held}})
+        elif cell.hosts.first:
             self._begin(manifest)
         cell.hosts.wait(f"{self.folder.name} is open")
 
     def _begin(self, manifest: Mapping[str, Any]) -> None:
-        manifest = json.loads(json.dumps(manifest))
         path = self.folder / MANIFEST
         if path.exists():
-            held = self.manifest()
-            for key in {**held, **manifest}:
-                if held.get(key) != manifest.get(key):
-                    found, wanted = (str(m.get(key))[:200] for m in (held, manifest))
-                    raise SweepError(
-                        f"{self.folder} holds another sweep: {key} is {found}, expected {wanted}; use another folder"
-                    )
+            self._compare(self.manifest(), manifest)
         self.folder.mkdir(parents=True, exist_ok=True)
         for left in self.folder.glob(f"*{TEMPORARY}"):
             left.unlink()
         if not path.exists():
             self._put(path, json.dumps(manifest, indent=1).encode())
+
+    def _compare(self, held: Mapping[str, Any], manifest: Mapping[str, Any]) -> None:
+        manifest = json.loads(json.dumps(manifest))
+        for key in {**held, **manifest}:
+            if held.get(key) != manifest.get(key):
+                found, wanted = (str(m.get(key))[:200] for m in (held, manifest))
+                raise SweepError(
+                    f"{self.folder} holds another sweep: {key} is {found}, expected {wanted}; use another folder"
+                )
 
     def manifest(self) -> dict[str, Any]:
         path = self.folder / MANIFEST
@@ -95,6 +102,10 @@ class SweepFiles:
             return [[n for n in range(count) if self.path(phase, n).name not in there] for phase in phases]
 
         found = cell.hosts.broadcast(f"missing of {self.folder.name}", absent)
+        if cell.idle and any(found):
+            phase, numbers = next((phase, numbers) for phase, numbers in zip(phases, found) if numbers)
+            raise SweepError(f"{self.path(phase, numbers[0])}: is missing, and {sum(map(len, found)) - 1} more of"
+                             f" {count * len(phases)} files; expected a finished audit (run it without --report_only)")
         mine = set(sorted({n for phase in found for n in phase})[cell.number :: cell.count])
         return {phase: [n for n in numbers if n in mine] for phase, numbers in zip(phases, found)}
 

@@ -31,6 +31,7 @@ class Cell:
     mesh: of the cell's devices; None: the process's one device
     is_writer: whether this process writes what the cell makes; the others compute the same and keep nothing
     hosts: all processes of the run
+    idle: it runs no batch, and one that is missing is an error: for a report of what others have finished
     """
 
     mesh: Mesh | None = None
@@ -38,6 +39,7 @@ class Cell:
     count: int = 1
     is_writer: bool = True
     hosts: Hosts = ALONE
+    idle: bool = False
 
     @property
     def shards(self) -> int:

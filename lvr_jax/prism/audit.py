@@ -6,6 +6,7 @@ Device stages keep one file a batch and go on where they stopped; the analysis i
 it rests on has changed. The same stages in the same folder give the same audit.json, byte for byte.
 """
 
+import copy
 import dataclasses
 import hashlib
 import json
@@ -120,6 +121,12 @@ class Audit:
         if not self.cell.hosts.first:
             return None
         return cached(self.folder / "audit.json", self._key(stages), lambda: self._analysis(stages, notes, features))
+
+    def without_weights(self) -> "Audit":
+        """The same for its report: the next checkpoint gets the memory."""
+        items = copy.copy(self.items)                   # with all that has been looked up already
+        object.__setattr__(items, "subject", dataclasses.replace(items.subject, params={}))
+        return dataclasses.replace(self, items=items)
 
     def _measure(self) -> tuple[list[str], list[str], np.ndarray | None]:
         """The stages on the devices: their names, notes on what was left out, and features of the options' texts."""

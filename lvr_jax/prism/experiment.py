@@ -8,6 +8,7 @@ a workdir that all of them see: they share the items, and the first one writes w
 """
 
 import ast
+import dataclasses
 import json
 import math
 import numbers
@@ -60,10 +61,13 @@ BAD_INPUT = (
 
 def run(
     config: Mapping, workdir, *, progress: bool = True, say: Callable[[str], None] = lambda line: None,
-    hosts: Hosts = ALONE,
+    hosts: Hosts = ALONE, report_only: bool = False,
 ) -> epath.Path:  # fmt: skip
     """Audits every checkpoint of the config and writes the report; returns the page, or without a report the folder.
-    Raises one of BAD_INPUT, or MissingHost."""
+
+    report_only: only the analysis is made, and what an audit has not finished yet is an error.
+    Raises one of BAD_INPUT, or MissingHost.
+    """
     folders = names(config.checkpoint)
     if not folders:
         raise PrismError("checkpoint: none given, expected one folder or several with commas between them")
@@ -78,10 +82,11 @@ def run(
     audits, analyses = [], []
     for folder, label in zip(folders, labels):
         place = epath.Path(workdir) / report.slug(label)
-        audits.append(prepare(config, settings, folder, label, place, progress, say, hosts))
+        audit = prepare(config, settings, folder, label, place, progress, say, hosts, report_only)
         if OTHERS not in names(config.latents_from):
-            audits[-1].check_makers(makers[label])
-        analyses.append(audits[-1].run())
+            audit.check_makers(makers[label])
+        analyses.append(audit.run())
+        audits.append(audit if makers[label] else audit.without_weights())      # those that are crossed run again
         hosts.progress(len(audits))
     for audit, analysis in zip(audits, analyses):
         if makers[audit.name]:
@@ -114,15 +119,16 @@ def makers_of(asked: Sequence[str], folders, labels, workdir: epath.Path) -> dic
 
 
 def prepare(
-    config: Mapping, settings: Settings, folder: str, label: str, place, progress: bool, say, hosts: Hosts = ALONE
-) -> Audit:
+    config: Mapping, settings: Settings, folder: str, label: str, place, progress: bool, say, hosts: Hosts = ALONE,
+    report_only: bool = False,
+) -> Audit:  # fmt: skip
     """One checkpoint, loaded, and the benchmark as it is asked it."""
     protocol = protocols.protocol(config.protocol, **keywords("switches", config.switches))
     benchmark = load_benchmark(config.benchmark, config.folder or None, protocol, any_count=config.any_count,
                                **keywords("options", config.options))  # fmt: skip
     if config.limit:
         benchmark = benchmark.subset(range(min(config.limit, len(benchmark))))
-    cell = make_cell(config.mesh, hosts)
+    cell = dataclasses.replace(make_cell(config.mesh, hosts), idle=report_only)
     cut = None if cell.mesh is None else shardings(abstract_model(read_config(folder))[1], RULES, cell.mesh)
     dtype = DTYPES[config.dtype] or (jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)
     subject = open_subject(folder, system=config.system or None, shardings=cut, dtype=dtype)
