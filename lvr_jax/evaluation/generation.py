@@ -142,6 +142,10 @@ class Generation:
             word=word_before(said, self._mark),
         )  # fmt: skip
 
+    def follows(self, row: Row, result: Result) -> bool:
+        """Whether a result's verdict is what its reply gives."""
+        return judge(row, self.tagged(result.reply), self.rule) == (result.parsed, result.correct)
+
     def tagged(self, reply: str) -> str:
         """The reply as the extraction rules want it: the last answer that is marked in another way, in a tag."""
         marked = self._mark.findall(reply) if self._mark else []

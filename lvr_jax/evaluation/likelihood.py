@@ -93,6 +93,12 @@ class Likelihood:
         )  # fmt: skip
         return {"log_probs": scores}
 
+    def follows(self, row: Row, result: Result) -> bool:
+        """Whether a result's verdict is that of the option it names."""
+        texts, right = replies(row)
+        same = result.reply == result.parsed and result.reply in texts
+        return same and (result.correct == (result.reply == texts[right]) or texts.count(result.reply) > 1)
+
     def read(self, rows: Sequence[Row], questions: Sequence[str], out: Mapping[str, np.ndarray]) -> list[Result]:
         return [self._result(row, question, scores) for row, question, scores in zip(rows, questions, out["log_probs"])]
 

@@ -20,21 +20,26 @@ SUFFIX = ".parts"
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
-    """What is there of one evaluation: its output, or the batches that will make it."""
+    """What is there of one evaluation: its output, or the batches that will make it.
+
+    asked: digests of what each item is asked, by id; follows: whether a result's verdict is that of its reply
+    """
 
     output: epath.Path
     header: Header
+    asked: Mapping[str, str]
+    follows: Callable[[Row, Result], bool] = lambda row, result: True
 
     @property
     def folder(self) -> epath.Path:
         return self.output.parent / (self.output.name + SUFFIX)
 
     def done(self, rows: Sequence[Row]) -> dict[str, Result]:
-        """What is there already, by item. Results of other settings, or of more items, are refused: none is ever lost.
-
-        Raises BenchmarkError."""
+        """What is there already, by item. Results of other settings, of other questions, or of more items are refused:
+        none is ever lost. Raises BenchmarkError.
+        """
         found: dict[str, Result] = {}
-        asked = {row.id for row in rows}
+        asked = {row.id: row for row in rows}
         parts = sorted(self.folder.glob("*.jsonl")) if self.folder.exists() else []
         for path in [*([self.output] if self.output.exists() else []), *parts]:
             held = read_results(path)
@@ -45,8 +50,22 @@ class Parts:
             if more := [item.id for item in held.items if item.id not in asked]:
                 raise BenchmarkError(f"{path}: holds {len(more)} items that this run does not ask for"
                                      f" ({', '.join(more[:3])}), expected another --output (or the larger --limit)")
+            for item in held.items:
+                if wrong := self._contradiction(asked[item.id], item):
+                    raise BenchmarkError(f"{path}: item {item.id} {wrong}, expected another --output")
             found |= {item.id: item for item in held.items}
         return found
+
+    def _contradiction(self, row: Row, item: Result) -> str:
+        """What of a result is not the benchmark's own, or does not follow from its reply; nothing if all is well."""
+        if item.asked != self.asked[row.id]:
+            return "is of another question, options, answer or picture than the benchmark has now"
+        for field in ("letter", "answer", "category", "group", "cycle"):
+            if getattr(item, field) != getattr(row, field):
+                return f"has {field} {getattr(item, field)!r}, the benchmark {getattr(row, field)!r}"
+        if not self.follows(row, item):
+            return f"is marked {'right' if item.correct else 'wrong'} as {item.parsed!r}, which its reply does not give"
+        return ""
 
     def write(self, first: int, results: Iterable[Result]) -> None:
         """One batch; `first` is the smallest place of its items in the benchmark: no other batch of a run has it."""

@@ -40,7 +40,7 @@ class Header:
 class Result:
     """One item's outcome. `letter_logits` are those of the option letters at the answer position, in order A, B, ...;
     `latents_fed` counts injected latents, `triggered` says whether the model entered latent mode at all. word: before
-    the marked answer; content, content_correct, follows, readable: see content.Said."""
+    the marked answer; content, content_correct, follows, readable: see content.Said. asked: evaluation.asked."""
 
     id: str
     correct: bool
@@ -60,6 +60,7 @@ class Result:
     content_correct: bool = False
     follows: bool | None = None
     readable: bool = False
+    asked: str = ""
 
     def to_line(self) -> str:
         return json.dumps(dataclasses.asdict(self), ensure_ascii=False) + "\n"

@@ -28,6 +28,7 @@ from lvr_jax.data.chat import encode_prompt
 from lvr_jax.data.packing import Geometry
 from lvr_jax.data.sample import DataError, Example, Sample
 from lvr_jax.evaluation import benchmarks
+from lvr_jax.evaluation.asked import asked
 from lvr_jax.evaluation.batches import ItemBatch, batches, prompt_size
 from lvr_jax.evaluation.benchmarks import Benchmark, SampleBenchmark
 from lvr_jax.evaluation.content import with_content
@@ -41,7 +42,7 @@ from lvr_jax.evaluation.rows import BenchmarkError
 from lvr_jax.evaluation.subject import Subject
 from lvr_jax.models.qwen2_5_vl.layers import Compute
 from lvr_jax.multihost.cell import Cell
-from lvr_jax.multihost.hosts import digest
+from lvr_jax.multihost.hosts import Hosts, digest
 
 # How an item is answered, by extraction rule; every rule that reads a reply needs one to be generated.
 METHODS: Mapping[str, type] = {LIKELIHOOD: Likelihood}
@@ -89,8 +90,10 @@ def run(
     rule = rule_name(protocol.extraction, benchmark.family)
     method = METHODS.get(rule, Generation)(subject, benchmark.rows, protocol, rule, compute)
     hosts = cell.hosts
-    parts = Parts(place_of(output), _header(subject, benchmark, protocol, compute, details or {}))
-    hosts.same(dataclasses.asdict(parts.header))
+    header = _header(subject, benchmark, protocol, compute, details or {})
+    hosts.same(dataclasses.asdict(header))
+    digests = _asked(benchmark, hosts)
+    parts = Parts(place_of(output), header, digests, method.follows)
     place = {row.id: n for n, row in enumerate(benchmark.rows)}
     done = set(hosts.broadcast("results", lambda: [place[name] for name in parts.done(benchmark.rows)]))
 
@@ -109,7 +112,8 @@ def run(
             for number, (batch, results) in enumerate(zip(mine, worker.results(threads, mine))):
                 fresh = [item for item in batch.items if item not in done]
                 if cell.is_writer:
-                    parts.write(min(fresh), [result for result in results if place[result.id] not in done])
+                    parts.write(min(fresh), [dataclasses.replace(result, asked=digests[result.id]) for result in results
+                                             if place[result.id] not in done])
                 hosts.progress(number)
                 bar.update(len(fresh) * cell.count)             # the other cells are about as far
     hosts.wait("batches are finished")
@@ -125,6 +129,14 @@ def _header(subject: Subject, benchmark, protocol: Protocol, compute: Compute, d
     own = {"system": subject.spec.name, "latents": stages, "pixels": [subject.min_pixels, subject.max_pixels],
            "stop": list(subject.stop), "weights": subject.weights, "dtype": np.dtype(compute.dtype).name}
     return Header(benchmark.name, benchmark.family, subject.name, protocol, details={**own, **details})
+
+
+def _asked(benchmark: Questions, hosts: Hosts) -> dict[str, str]:
+    """Digests of all items by id; each host reads its share of the pictures."""
+    with ThreadPoolExecutor(max(os.cpu_count() or 1, 2)) as threads:
+        mine = list(threads.map(lambda i: asked(benchmark[i]), range(hosts.index, len(benchmark), hosts.count)))
+    found = hosts.gather("what is asked", mine)
+    return {row.id: found[i % hosts.count][i // hosts.count] for i, row in enumerate(benchmark.rows)}
 
 
 # Work ----------------------------------------------------------------------------------------------------------------

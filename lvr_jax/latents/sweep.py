@@ -56,6 +56,7 @@ class Prompts:
     labels:  [B] answers as small numbers, -1 unknown: for donors of the same or of another label
     kinds, contents: [B] kind of question and content of the answer likewise, for donors that argue for an answer
     regions: name -> for each row, for each stage, merged slots (latents.regions), or None where a row has none
+    asked:   a digest of each item's question, options, answer and pictures, or nothing where they are not known
     variants: name -> () -> another prompt of the same items, batched to the same budget, and which rows have it [B]
     """
 
@@ -64,6 +65,7 @@ class Prompts:
     labels: Sequence[int] | None = None
     kinds: Sequence[int] | None = None
     contents: Sequence[int] | None = None
+    asked: Sequence[str] = ()
     regions: Mapping[str, Sequence[Sequence[np.ndarray] | None]] = dataclasses.field(default_factory=dict)
     variants: Mapping[str, Callable[[], tuple[Mapping[str, np.ndarray], np.ndarray]]] = dataclasses.field(
         default_factory=dict
@@ -243,6 +245,7 @@ def _manifest(sweeper: Sweeper, prompts, phases, conditions) -> dict:
         "weights": fingerprint(sweeper.params) if sweeper.weights is None else sweeper.weights,
         **{field: [None if getattr(p, field) is None else _ints(getattr(p, field)) for p in prompts]
            for field in ("labels", "kinds", "contents")},
+        "asked": [list(p.asked) for p in prompts],
         "seed": sweeper.seed, "letters": list(sweeper.letters), "opening": [list(o) for o in sweeper.opening],
         "keep": list(sweeper.keep), "dtype": str(jnp.dtype(sweeper.compute.dtype)),
         "attention": sweeper.attention,

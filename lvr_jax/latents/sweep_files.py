@@ -1,6 +1,7 @@
 """What of a sweep is on disk: one file a batch and phase, each there completely or not at all."""
 
 import dataclasses
+import functools
 import io
 import json
 import zipfile
@@ -14,8 +15,10 @@ from lvr_jax.checkpoints.errors import disk_full_is_one_line
 from lvr_jax.files.whole_file import TEMPORARY, write_whole
 from lvr_jax.latents.conditions import Named
 from lvr_jax.multihost.cell import Cell
+from lvr_jax.multihost.hosts import digest
 
 MANIFEST = "sweep.json"
+OWNER = "__sweep__"         # in every file of arrays: which sweep's, which phase, which batch
 
 
 class SweepError(ValueError):
@@ -109,10 +112,18 @@ class SweepFiles:
         mine = set(sorted({n for phase in found for n in phase})[cell.number :: cell.count])
         return {phase: [n for n in numbers if n in mine] for phase, numbers in zip(phases, found)}
 
+    @functools.cached_property
+    def _digest(self) -> str:
+        return digest(self.manifest())
+
+    def _owner(self, phase: str, number: int) -> np.ndarray:
+        """What a file says of itself: of which sweep it is, and which part."""
+        return np.array(f"{self._digest} {phase} {number}")
+
     def write(self, phase: str, number: int, arrays: Mapping[str, np.ndarray]) -> None:
-        """Atomic; the bytes depend on the arrays alone (a zip archive of `savez` has no date)."""
+        """Atomic; the bytes depend on the arrays and the manifest alone (a zip archive of `savez` has no date)."""
         buffer = io.BytesIO()
-        np.savez(buffer, **dict(sorted(arrays.items())))
+        np.savez(buffer, **dict(sorted(arrays.items())), **{OWNER: self._owner(phase, number)})
         self._put(self.path(phase, number), buffer.getvalue())
 
     def load(self, phase: str, number: int, keys: Sequence[str] | None = None) -> dict[str, np.ndarray]:
@@ -121,9 +132,15 @@ class SweepFiles:
             raise SweepError(f"{path}: is missing, the sweep is not finished; run it again to go on")
         try:
             with np.load(io.BytesIO(path.read_bytes())) as file:
-                return {key: file[key] for key in (file.files if keys is None else keys)}
+                owner = str(file[OWNER]) if OWNER in file.files else "no sweep that it names"
+                kept = [key for key in file.files if key != OWNER] if keys is None else keys
+                found = {key: file[key] for key in kept}
         except (zipfile.BadZipFile, KeyError, ValueError, EOFError) as error:
             raise SweepError(f"{path}: cannot be read ({error}); remove it and run the sweep again") from error
+        if owner != str(self._owner(phase, number)):
+            raise SweepError(f"{path}: is of another sweep ({owner}), expected one of {self.folder / MANIFEST}"
+                             f" ({self._owner(phase, number)}); remove it and run the sweep again")
+        return found
 
     def _put(self, path: epath.Path, content: bytes) -> None:
         with disk_full_is_one_line(self.folder):

@@ -6,6 +6,7 @@ import functools
 import inspect
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -307,6 +308,35 @@ def test_results_of_other_weights_under_the_same_name_are_refused(lvr, questions
     trained = dataclasses.replace(lvr, params=params, weights=subject.fingerprint(params))
     with pytest.raises(BenchmarkError, match=r"details.weights \d+, now \d+"):
         evaluated(trained, questions, tmp_path / "x.jsonl")
+
+
+@pytest.mark.parametrize("change, said", [
+    ({"letter": "D"}, "item q2 has letter 'D', the benchmark 'A'"),
+    ({"category": "other"}, "item q2 has category 'other', the benchmark 'c0'"),
+    ({"correct": True, "parsed": "C"}, "item q2 is marked right as 'C', which its reply does not give"),
+])
+def test_results_that_contradict_the_benchmark_or_themselves_are_refused(lvr, questions, tmp_path, change, said):
+    whole = evaluated(lvr, questions, tmp_path / "x.jsonl")
+    items = [dataclasses.replace(item, **change) if item.id == "q2" else item for item in whole.items]
+    write_results(tmp_path / "x.jsonl", whole.header, items)
+    with pytest.raises(BenchmarkError, match=re.escape(said)):
+        evaluated(lvr, questions, tmp_path / "x.jsonl")
+
+
+@pytest.mark.parametrize("field, value", [
+    ("question", "Which?"), ("options", ["red", "green"]), ("image", "other.png"),
+])
+def test_results_of_another_question_under_the_same_id_are_refused(lvr, folder, tmp_path, field, value):
+    record = {"id": "0", "image": "one.png", "question": "What?", "options": ["red", "blue"], "answer": "A"}
+    for number, name in enumerate(("one.png", "other.png")):
+        Image.fromarray(np.full((56, 56, 3), number, np.uint8)).save(tmp_path / name)
+    write_jsonl(tmp_path / "set.jsonl", [record])
+    evaluated(lvr, tmp_path / "set.jsonl", tmp_path / "x.jsonl")
+    before = (tmp_path / "x.jsonl").read_bytes()
+    write_jsonl(tmp_path / "set.jsonl", [{**record, field: value}])
+    with pytest.raises(BenchmarkError, match="item 0 is of another question, options, answer or picture"):
+        evaluated(lvr, tmp_path / "set.jsonl", tmp_path / "x.jsonl")
+    assert (tmp_path / "x.jsonl").read_bytes() == before
 
 
 def test_parts_of_batches_of_another_size_are_gone_on_with(lvr, questions, tmp_path, monkeypatch):

@@ -162,6 +162,20 @@ def test_another_sweep_does_not_go_into_the_same_folder(reference):
         programs.sweep_into(reference, batches=[range(8)], weights=1)
 
 
+def test_arrays_say_whose_they_are(reference, tmp_path):
+    """Without their manifest, under another one, or in another's place they are refused by name."""
+    for file in reference.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "sweep.json").unlink()
+    with pytest.raises(SweepError, match=r"first-00000.npz: is of another sweep"):
+        programs.sweep_into(tmp_path, batches=[range(8)], seed=1)
+    (tmp_path / "sweep.json").write_bytes((reference / "sweep.json").read_bytes())
+    read(tmp_path)
+    (tmp_path / "first-00000.npz").write_bytes((reference / "second-00000.npz").read_bytes())
+    with pytest.raises(SweepError, match=r"first-00000.npz: is of another sweep \(.* second 0\)"):
+        read(tmp_path)
+
+
 def test_an_unfinished_or_damaged_sweep_is_named(reference, tmp_path):
     with pytest.raises(SweepError, match=r"no sweep.json"):
         read(tmp_path)

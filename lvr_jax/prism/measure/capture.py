@@ -108,9 +108,10 @@ def _manifest(sweeper: Sweeper, prompts: Sequence[Prompts], layers: str, weights
     plan = {f.name: np.asarray(getattr(sweeper.plan, f.name)).tolist() for f in dataclasses.fields(sweeper.plan)
             if f.name != "spec"}  # fmt: skip
     return {
-        "capture": layers, "items": [list(p.ids) for p in prompts], "labels": [np.asarray(p.labels).tolist()
-        for p in prompts], "plan": plan, "system": dataclasses.asdict(sweeper.plan.spec),
-        "decoding": dataclasses.asdict(sweeper.decoding), "weights": weights, "letters": list(sweeper.letters),
+        "capture": layers, "items": [list(p.ids) for p in prompts], "asked": [list(p.asked) for p in prompts],
+        "labels": [np.asarray(p.labels).tolist() for p in prompts], "plan": plan,
+        "system": dataclasses.asdict(sweeper.plan.spec), "decoding": dataclasses.asdict(sweeper.decoding),
+        "weights": weights, "letters": list(sweeper.letters),
         "opening": [list(o) for o in sweeper.opening], "dtype": str(jnp.dtype(sweeper.compute.dtype)),
         "attention": sweeper.attention,
     }  # fmt: skip

@@ -19,6 +19,7 @@ from lvr_jax.data.packing import Geometry, collate
 from lvr_jax.data.sample import Example, Sample
 from lvr_jax.data.templates import TEMPLATES, SequenceTemplate, latent_slots
 from lvr_jax.data.tokenizers import IM_END, IM_START, IMAGE_PAD, VIDEO_PAD, VISION_END, VISION_START
+from lvr_jax.evaluation.asked import asked
 from lvr_jax.evaluation.batches import ItemBatch, batches, prompt_size
 from lvr_jax.evaluation.content import word_before
 from lvr_jax.evaluation.extraction import plain_text, rule_name
@@ -129,15 +130,16 @@ class Items:
                 "protocol": self.protocol.image_protocol}  # fmt: skip
 
     @functools.cached_property
-    def _surveyed(self) -> tuple[list[ItemBatch], np.ndarray]:
-        """The batches, and which items have boxes: one pass over the samples."""
-        sizes, boxed = [], []
+    def _surveyed(self) -> tuple[list[ItemBatch], np.ndarray, list[str]]:
+        """The batches, which items have boxes, and digests of what is asked: one pass over the samples."""
+        sizes, boxed, digests = [], [], []
         for i in range(len(self.benchmark)):
             sample = self.benchmark[i]
             size = prompt_size(sample, self.subject.tokenizer, self.geometry, **self.limits)
             sizes.append(dataclasses.replace(size, tokens=size.tokens + int(self.force)))
             boxed.append(bool(sample.boxes))
-        return batches(sizes, self.rows, self.programs), np.array(boxed)
+            digests.append(asked(sample, **self.limits, force=self.force))
+        return batches(sizes, self.rows, self.programs), np.array(boxed), digests
 
     @property
     def batches(self) -> list[ItemBatch]:
@@ -147,6 +149,11 @@ class Items:
     def boxed(self) -> np.ndarray:
         """[I] bool: items that have a box."""
         return self._surveyed[1]
+
+    @property
+    def asked(self) -> list[str]:
+        """[I] digests of questions, options, answers and pictures, and of how they are shown."""
+        return self._surveyed[2]
 
     @property
     def lacks_targets(self) -> str:
@@ -171,7 +178,7 @@ class Items:
 
         at = list(batch.items)
         return Prompts(
-            ids=tuple(self.ids[i] for i in at),
+            ids=tuple(self.ids[i] for i in at), asked=tuple(self.asked[i] for i in at),
             batch=lambda: together([example for _, example in made()]),
             labels=self.labels[at], kinds=numbered(self.categories)[at], contents=numbered(self.contents)[at],
             regions=_Lazily(lambda name: [self.region(name, *each) for each in made()]) if self.boxed.any() else {},

@@ -62,7 +62,8 @@ def run(
     planned = batches([items.geometry.size(examples[int(i)]) for i in wanted], items.rows, items.programs)
     ids = [[items.ids[wanted[i]] for i in batch.items] for batch in planned]
     files.open({
-        MANIFEST_KEY: items.template.name, "items": ids, "latents": latents, "weights": items.subject.weights,
+        MANIFEST_KEY: items.template.name, "items": ids, "latents": latents,
+        "asked": [[items.asked[wanted[i]] for i in batch.items] for batch in planned], "weights": items.subject.weights,
         "dtype": str(jnp.dtype(compute.dtype)), "attention": items.subject.attention, "stages": _visual(items),
     }, cell)  # fmt: skip
     missing = files.missing(["forced"], len(planned), cell)["forced"]
