@@ -72,6 +72,9 @@ class SweepFiles:
         path = self.folder / MANIFEST
         if path.exists():
             self._compare(self.manifest(), manifest)
+        elif arrays := sorted(each.name for each in self.folder.glob("*.npz")):
+            raise SweepError(f"{self.folder} holds {len(arrays)} files of arrays ({arrays[0]}) without their"
+                             f" {MANIFEST}, expected both or neither; use another folder")
         self.folder.mkdir(parents=True, exist_ok=True)
         for left in self.folder.glob(f"*{TEMPORARY}"):
             left.unlink()

@@ -167,9 +167,13 @@ def test_arrays_say_whose_they_are(reference, tmp_path):
     for file in reference.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / "sweep.json").unlink()
+    with pytest.raises(SweepError, match=r"2 files of arrays \(first-00000.npz\) without their sweep.json"):
+        programs.sweep_into(tmp_path, batches=[range(8)])
+    manifest = (reference / "sweep.json").read_text()
+    (tmp_path / "sweep.json").write_text(manifest.replace('"seed": 0', '"seed": 1'))
     with pytest.raises(SweepError, match=r"first-00000.npz: is of another sweep"):
-        programs.sweep_into(tmp_path, batches=[range(8)], seed=1)
-    (tmp_path / "sweep.json").write_bytes((reference / "sweep.json").read_bytes())
+        read(tmp_path)
+    (tmp_path / "sweep.json").write_text(manifest)
     read(tmp_path)
     (tmp_path / "first-00000.npz").write_bytes((reference / "second-00000.npz").read_bytes())
     with pytest.raises(SweepError, match=r"first-00000.npz: is of another sweep \(.* second 0\)"):
