@@ -44,7 +44,8 @@ def get_config(which: str = ""):
     config.budget = 0                   # latents a block; 0: the protocol's
     config.rows = 8                     # items a batch
     config.programs = 4                 # prompt sizes that are compiled
-    # This host's devices: items over data, weights that one device cannot hold over tensor.
+    # A host's devices: items over data, weights that one device cannot hold over tensor. Of a pod, every host has items
+    # of its own; more than its devices (72B: tensor=8 on hosts of 4) makes several hosts hold the weights together.
     config.mesh = ml_collections.ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
     config.dtype = ""                   # default: bfloat16 on accelerators, float32 on a CPU
     # Whose latents each checkpoint is fed besides: folders of finished audits (WORKDIR/NAME), or "others" for those of

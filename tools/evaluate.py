@@ -20,7 +20,6 @@ import argparse
 import ast
 import dataclasses
 import os
-import signal
 import sys
 import traceback
 
@@ -43,7 +42,7 @@ from lvr_jax.models.qwen2_5_vl.config import ConfigError
 from lvr_jax.models.qwen2_5_vl.layers import Compute
 from lvr_jax.models.qwen2_5_vl.model import abstract_model
 from lvr_jax.multihost.cell import Cell
-from lvr_jax.multihost.hosts import ALONE, Hosts, HostsError, MissingHost, code_version
+from lvr_jax.multihost.hosts import ALONE, Hosts, HostsError, MissingHost, Stopped, code_version
 from lvr_jax.training.compilation import use_compilation_cache
 from lvr_jax.training.distributed import DistributedError, initialize
 from lvr_jax.training.partitioning import RULES, MeshError, make_cell, shardings
@@ -51,10 +50,6 @@ from lvr_jax.training.partitioning import RULES, MeshError, make_cell, shardings
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 BAD_INPUT = (CheckpointError, ConfigError, SpecError, DataError, MeshError, HostsError, DistributedError)
 ROWS_A_DEVICE = 8
-
-
-class Stopped(Exception):
-    """A signal asked the run to end."""
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -188,10 +183,6 @@ def summary(results: Results) -> str:
     return "\n".join([*lines, results.path])
 
 
-def _stop(number, frame):
-    raise Stopped(f"stopped by {signal.Signals(number).name}; the same command goes on from here")
-
-
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     logging.set_verbosity(logging.ERROR)            # Orbax warns of what is meant to be so
@@ -201,8 +192,6 @@ def main(arguments: list[str] | None = None) -> int:
             print(compare(*(read_results(path) for path in options.compare)).table())
             return 0
         initialize()
-        for number in (signal.SIGTERM, signal.SIGINT):      # after JAX, whose own handler would only take notice
-            signal.signal(number, _stop)
         hosts = Hosts.here("evaluate")
         _, results = evaluate(options, hosts)
         if hosts.first:

@@ -24,7 +24,7 @@ from ml_collections import config_flags
 # Configs import each other as `configs.NAME`.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from lvr_jax.multihost.hosts import ALONE, Hosts, MissingHost
+from lvr_jax.multihost.hosts import ALONE, Hosts, MissingHost, Stopped
 from lvr_jax.prism import experiment
 from lvr_jax.training.compilation import use_compilation_cache
 from lvr_jax.training.distributed import DistributedError, initialize
@@ -55,9 +55,9 @@ def main(arguments: list[str]) -> int:
         hosts.finish()
     except (*experiment.BAD_INPUT, DistributedError) as error:
         return hosts.leave(2, line(error))
-    except (MissingHost, OSError) as error:
+    except (Stopped, MissingHost, OSError) as error:
         return hosts.leave(1, line(error))
-    except KeyboardInterrupt:
+    except KeyboardInterrupt:                       # before anything was begun
         return hosts.leave(1, line("stopped; the same command goes on from here"))
     except Exception as error:                      # a fault of the program: the other hosts must not wait
         if hosts.count == 1:

@@ -13,6 +13,7 @@ import hashlib
 import itertools
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -37,11 +38,35 @@ class MissingHost(RuntimeError):
     """A process that others waited for and that did not come."""
 
 
+class Stopped(Exception):
+    """A signal asked the run to end; what was finished is kept."""
+
+
+class StopSignal:
+    """SIGTERM or Ctrl-C, remembered: a run looks at it between batches, where nothing is half done and no library can
+    take it for an error of its own. The second one ends the process at once."""
+
+    def __init__(self):
+        self.number: int | None = None
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._remember)
+
+    def _remember(self, number, frame) -> None:
+        self.number = number
+        signal.signal(number, signal.SIG_DFL)
+
+    def check(self) -> None:
+        if self.number is not None:
+            name = signal.Signals(self.number).name
+            raise Stopped(f"stopped by {name}; the same command goes on from here")
+
+
 @dataclasses.dataclass(frozen=True)
 class Hosts:
     """This process, `index` of `count`; client: of the coordination service, None for one process.
 
     patience: a barrier gives up when none of those it waits for has finished anything for so many seconds
+    stop: asked at every barrier and after every batch; raises Stopped there
     """
 
     index: int = 0
@@ -49,18 +74,22 @@ class Hosts:
     client: Any = None
     program: str = ""
     patience: float = 1800.0
+    stop: StopSignal | None = None
     _ending: threading.Lock = dataclasses.field(default_factory=threading.Lock, compare=False, repr=False)
     _done: threading.Event = dataclasses.field(default_factory=threading.Event, compare=False, repr=False)
 
     @classmethod
     def here(cls, program: str = "") -> Hosts:
-        """The processes that jax.distributed joined; a failure that one of them tells of ends this one (`leave`)."""
+        """The processes that jax.distributed joined; a failure that one of them tells of ends this one (`leave`).
+
+        Signals are heeded from here on; JAX's own handler would only take notice of them.
+        """
         if jax.process_count() == 1:
-            return cls(program=program)
+            return cls(program=program, stop=StopSignal())
         from jax._src.distributed import global_state  # no public door to the key-value store (jax 0.10.2)
 
         patience = float(os.environ.get(PATIENCE, cls.patience))
-        hosts = cls(jax.process_index(), jax.process_count(), global_state.client, program, patience)
+        hosts = cls(jax.process_index(), jax.process_count(), global_state.client, program, patience, StopSignal())
         threading.Thread(target=hosts._watch, name="hosts", daemon=True).start()
         return hosts
 
@@ -72,12 +101,14 @@ class Hosts:
 
     def gather(self, name: str, value: Any = None) -> list[Any]:
         """The JSON-able values of all processes, in their order, once all have come. Raises MissingHost."""
+        self._heed()
         if self.count == 1:
             return [value]
         place = f"{_ROOT}/{next(_TURNS)}-{name}"
         self.client.key_value_set(f"{place}/{self.index}", json.dumps(value))
         state, since, pause = None, time.monotonic(), 0.01
         while True:
+            self._heed()
             found = {int(key.rsplit("/", 1)[1]): text for key, text in self.client.key_value_dir_get(f"{place}/")}
             if len(found) == self.count:
                 return [json.loads(found[index]) for index in range(self.count)]
@@ -103,8 +134,13 @@ class Hosts:
 
     def progress(self, done: int) -> None:
         """Says that this process has finished something more: whoever waits for it goes on waiting."""
+        self._heed()
         if self.count > 1:
             self.client.key_value_set(f"{_ROOT}/progress/{self.index}", str(done), allow_overwrite=True)
+
+    def _heed(self) -> None:
+        if self.stop is not None:
+            self.stop.check()
 
     # Comparing -------------------------------------------------------------------------------------------------------
 
