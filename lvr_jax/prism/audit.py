@@ -34,6 +34,7 @@ from lvr_jax.prism.measure.option_texts import option_features
 from lvr_jax.prism.outcomes import (
     Outcomes,
     effects,
+    floor,
     followed,
     majority,
     outcomes,
@@ -253,7 +254,7 @@ class Audit:
         captured = capture.read(self.folder / "capture")
         captured = _in_order(captured, items.places(captured.items))
         tests = effects(found, **interval)
-        judged = verdict(found, items.options, **interval)
+        judged = verdict(found, floor(found, items), **interval)
         names = [stage.name for stage in items.subject.spec.stages]
         forced = teacher.read(self.folder / "teacher") if "teacher" in stages else []
         moved = sensitivity.read(self.folder / "sensitivity") if "sensitivity" in stages else None

@@ -14,7 +14,7 @@ from lvr_jax.latents.sweep_files import SweepResults
 from lvr_jax.prism.measure import corruptions
 from lvr_jax.prism.measure.items import Items, Reply
 from lvr_jax.prism.statistics.paired import ConditionEffect, adjust, compare_conditions
-from lvr_jax.prism.verdict import Verdict, load_bearing_verdict
+from lvr_jax.prism.verdict import CARRIES, FORMAT, HIDES, LISTENS, Verdict, two_verdicts
 
 _NOISE = re.compile(r"(relative_)?noise_([0-9.e+-]+)")
 _SINGLE = re.compile(r"(.+)@(\d+)")
@@ -186,17 +186,34 @@ def majority(found: Outcomes, items: Items) -> float:
     return float(sum(most) / len(answers))
 
 
-def verdict(found: Outcomes, options: np.ndarray, *, level: float, draws: int, seed: int) -> Verdict | None:
-    """From the conditions on the latents' content, over the items whose clean pass fed latents; None without any."""
-    rows = [c for c, name in enumerate(found.conditions)
-            if c and corruptions.is_content(name) and not found.missing[c][found.triggered].any()]  # fmt: skip
-    part = found.of(found.triggered)
-    if not rows or found.triggered.sum() < 2:
+def floor(found: Outcomes, items: Items) -> float:
+    """Accuracy that needs neither latent nor picture: the better of chance and always the commonest answer."""
+    return max(float((1 / items.options).mean()), majority(found, items))
+
+
+def role(name: str) -> str | None:
+    """What a condition shows in a verdict; None for those that do not enter it."""
+    for names, shows in ((corruptions.HIDES, HIDES), (corruptions.LISTENS, LISTENS), (corruptions.REMOVED, FORMAT)):
+        if name in names:
+            return shows
+    return CARRIES if corruptions.is_content(name) else None
+
+
+def verdict(found: Outcomes, floor: float, *, level: float, draws: int, seed: int) -> Verdict | None:
+    """Over the items whose clean pass fed latents; None without two of them or a condition on the latents' content."""
+    if found.triggered.sum() < 2:
         return None
-    margin = (None, None) if part.margin is None else (part.margin[0], part.margin[rows])
-    return load_bearing_verdict(
-        part.right[0], part.right[rows], *margin, chance=1 / options[found.triggered],
-        names=[found.conditions[c] for c in rows], level=level, draws=draws, seed=seed,
+    part = found.of(found.triggered)
+    roles = {name: shows for c, name in enumerate(found.conditions)
+             if c and (shows := role(name)) and (~part.missing[c]).sum() >= 2}  # fmt: skip
+    if not {CARRIES, LISTENS} & set(roles.values()):
+        return None
+    rows = [found.at(name) for name in roles]
+    there = lambda right: np.where(part.missing[rows], np.nan, right[rows])  # noqa: E731
+    letters = (part.letter_right[0], there(part.letter_right)) if found.worded else None
+    return two_verdicts(
+        part.right[0], there(part.right), names=list(roles), roles=roles, floor=floor, letters=letters, level=level,
+        draws=draws, seed=seed,
     )  # fmt: skip
 
 

@@ -15,9 +15,12 @@ import planted  # noqa: E402
 from lvr_jax.latents import sweep  # noqa: E402
 from lvr_jax.prism import experiment  # noqa: E402
 from lvr_jax.prism.measure import corruptions
-from lvr_jax.prism.outcomes import outcomes, verdict  # noqa: E402
+from lvr_jax.prism.outcomes import floor, outcomes, verdict  # noqa: E402
+from lvr_jax.prism.verdict import BELIEVED, IGNORED, USES  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
+# `partly` reads image and latents, which say the same: it can do without the latents, and follows wrong ones half-way.
+KINDS = [("carrier", USES), ("ignored", IGNORED), ("partly", BELIEVED)]
 
 
 def config(**fields):
@@ -38,7 +41,8 @@ def analyses(tmp_path_factory):
     page = experiment.run(config(**{
         "checkpoint": ",".join(folders), "benchmark": "jsonl", "folder": str(items), "budget": 3,
         "switches": "max_new_tokens=12", "rows": 32, "draws": 1000, "gallery": 1, "attention": "clean,donor",
-        "conditions.names": "zero,donor,donor_other_label,mean,permuted,self", "conditions.sigmas": (0.01, 0.1),
+        "conditions.names": "zero,donor,donor_other_label,mean,permuted,self,oracle,answer_blind_to_latents",
+        "conditions.sigmas": (0.01, 0.1),
         "conditions.alphas": (), "conditions.per_latent": "", "probes.ladder": (), "probes.controls": 10,
         "alignment.count": 16,
     }), place / "run", progress=False)  # fmt: skip
@@ -46,16 +50,16 @@ def analyses(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("use, kind", [("carrier", "load-bearing"), ("ignored", "ignored"), ("partly", "partly")])
+@pytest.mark.parametrize("use, kind", KINDS)
 def test_the_verdict_on_a_planted_checkpoint_is_right(analyses, use, kind):
     found = analyses[use]
     assert found["clean"]["accuracy"]["point"] > 0.85 and found["clean"]["triggered"] == 191
-    assert found["verdict"]["kind"] == kind, found["verdict"]["sentence"]
+    assert found["verdict"]["kind"] == kind, found["verdict"]["sentences"]
     assert found["sham"]["flips"] == 0 and found["sham"]["margin_moved"] < 1e-4
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("use, kind", [("carrier", "load-bearing"), ("ignored", "ignored"), ("partly", "partly")])
+@pytest.mark.parametrize("use, kind", KINDS)
 def test_the_verdict_on_a_planted_checkpoint_is_right_for_fifty_draws_of_191_items(tmp_path, use, kind):
     """Of a pool five times as large, which the checkpoint answers once under every condition."""
     pool, drawn = 5 * 191, np.random.default_rng(0)
@@ -64,13 +68,14 @@ def test_the_verdict_on_a_planted_checkpoint_is_right_for_fifty_draws_of_191_ite
         "folder": str(planted.benchmark(tmp_path / "set", pool)), "switches": "max_new_tokens=12",
     })  # fmt: skip
     audit = experiment.prepare(c, experiment.settings_of(c), c.checkpoint, use, tmp_path / "run", False, print)
-    conditions = corruptions.grid(["donor", "mean", "permuted"], (), (), (), (), 3)
+    names = ["donor", "donor_other_label", "mean", "permuted", "oracle", "answer_blind_to_latents"]
+    conditions = corruptions.grid(names, (), (), (), (), 3)
     sweep.run(audit._sweeper("corruption"), audit.items.prompts(), conditions, tmp_path / "sweep")
     found = outcomes(audit.items, sweep.read(tmp_path / "sweep"))
     verdicts = []
     for seed in range(50):
         chosen = np.isin(np.arange(pool), drawn.choice(pool, 191, replace=False))
-        verdicts.append(verdict(found.of(chosen), audit.items.options[chosen], level=0.95, draws=500, seed=seed))
+        verdicts.append(verdict(found.of(chosen), floor(found, audit.items), level=0.95, draws=500, seed=seed))
     assert [v.kind for v in verdicts] == [kind] * 50
 
 

@@ -33,7 +33,7 @@ def write_report(config: ConfigDict, workdir: Path) -> tuple[epath.Path, Table]:
         "headline", "All runs",
         f"Accuracy on {config.questions} held-out scenes with 95 % interval (Wilson); on the first {config.audited} of "
         "them cosine with the visual targets, verdict, and points of accuracy lost or gained under four interventions.",
-        ("run", "setting", "accuracy", "cosine, taught", "cosine, free", *SHOWN.values(), "latents are"), tuple(rows),
+        ("run", "setting", "accuracy", "cosine, taught", "cosine, free", *SHOWN.values(), "verdict"), tuple(rows),
     )  # fmt: skip
     page = report.write(audits, list(analyses.values()), workdir / "report", title="Cosine misleads, in miniature",
                         settings=settings, variants=variants, lead=[table])  # fmt: skip
@@ -56,7 +56,7 @@ def _row(run: Run, a: Mapping | None) -> tuple[str, ...]:
     score = summarise(read_results(run.folder / "digit_search.jsonl").marks(), ["micro"])[0]
     accuracy = f"{percent(score.value)} [{percent(score.low)}, {percent(score.high)}]"
     if a is None:
-        return (run.name, run.setting, accuracy, *[NOTHING] * (2 + len(SHOWN)), "not there")
+        return (run.name, run.setting, accuracy, *[NOTHING] * (2 + len(SHOWN)), "no latents")
     stats = {e["name"]: e["stats"] for e in a["conditions"]}
     moved = [NOTHING if stats.get(name) is None else points(stats[name]["delta"]) for name in SHOWN]
     kind = a["verdict"]["kind"] if a["verdict"] else "no verdict"

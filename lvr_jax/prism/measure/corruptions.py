@@ -36,6 +36,11 @@ CONTENT = tuple(name for name, make in NAMED.items() if make().evidence == cond.
 # What no latent ever was, or a format that the model was not trained on. That answers suffer shows that something has
 # to stand there, not that its content is read: the tiny study's LVR loses 39 points to zeros and gains 4 from the mean.
 UNFAMILIAR = tuple(name for name, make in NAMED.items() if make().evidence in (cond.UNFAMILIAR, cond.FORMAT))
+# What argues for an answer of its own, so that an effect either way shows that the answer listens; what takes latents
+# away, so that the reply begins at another place; what only hides them from the answer.
+LISTENS = tuple(name for name, make in NAMED.items() if make().evidence == cond.LISTENS)
+REMOVED = ("markers_only", "start_only", "format_only")
+HIDES = ("answer_blind_to_latents",)
 SHAM, DIRECTED, COUNTERFACTUAL = "self", "donor_directed", "counterfactual"
 # How the answer's own way to the image is closed: hidden from it by attention (what the question's states have read
 # of the image stays), or everything but the latents read from the same question about a blank image.

@@ -9,18 +9,15 @@ from lvr_jax.prism.report.tables import cosine, number, pair, percent, probabili
 def paragraph(a: Mapping) -> list[str]:
     """Sentences, the verdict first. Each follows from numbers of the analysis; what n cannot show is named."""
     parts = (_verdict, _unfamiliar, _trigger, _sham, _gap, _alignment, _collapse, _sensitivity)
-    return [sentence for part in parts if (sentence := part(a))]
+    told = [sentence for part in parts if (sentence := part(a))]
+    return [told[0], *(a["verdict"] or {}).get("sentences", [""])[1:], *told[1:]]
 
 
 def _verdict(a: Mapping) -> str:
     if a["verdict"] is None:
         return ("No verdict on the latents: the clean pass fed latents in fewer than two items, or no condition on "
                 "their content was run.")  # fmt: skip
-    if a["verdict"]["share"]["point"] is None:
-        return (f"Undecided: the clean run is not above chance, so there is nothing that a corruption could take away "
-                f"(n = {a['verdict']['n']}).")  # fmt: skip
-    text = a["verdict"]["sentence"]
-    return text if a["verdict"]["sure"] else f"Not sure. {text}"
+    return a["verdict"]["sentences"][0]
 
 
 def _unfamiliar(a: Mapping) -> str:

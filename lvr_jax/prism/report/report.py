@@ -34,11 +34,19 @@ from lvr_jax.prism.report.paper import load_paper
 from lvr_jax.prism.report.tables import Table, number
 
 METHOD = (
-    "Conditions are paired with clean item by item: exact McNemar tests, Tango's interval of the difference, paired t "
-    "on the margin of the gold letter's logit, Holm over all conditions of a checkpoint.",
-    "The verdict rests on conditions that put other content of the same kind in the latents' place, or hide it, over "
-    "the items in which latents were fed. An item whose condition had nothing to feed is left out of that condition.",
-    "“Ignored” means that a loss of a quarter of the edge over chance is excluded, not that there is none.",
+    "An answer's content is the word that a reply gives before its letter, or, where replies have letters alone, the "
+    "text of the option that the letter picks. Letters are drawn anew for every question: neither box nor latent can "
+    "hold one, and copying it is a skill of its own.",
+    "Conditions are paired with clean item by item: exact McNemar tests, Tango's interval of the difference, Holm over "
+    "all conditions of a checkpoint. Margins (of the gold letter's logit) are shown and enter no verdict.",
+    "Two questions have two verdicts, in points of accuracy of the content over the items in which latents were fed. "
+    "Does the answer listen to what stands in the latents' place (oracles, a wrong box, other answers' latents)? Do "
+    "the model's own latents carry anything (against other content of the same kind)? Whether the answer can do "
+    "without them says the condition that hides them. Intervals hold for all of a verdict's comparisons together "
+    "(max-t bootstrap), so that the largest effect may be singled out.",
+    "“No” and “ignored” mean that an effect of a quarter of what could be lost or gained is excluded, not that there "
+    "is none. A clean run that is not clearly above chance and above always giving the commonest answer has nothing "
+    "that could be lost.",
     "Zeros, random directions and strong noise are off the manifold of latents, and removal changes the format: what "
     "they cost is no evidence that content is read, and does not enter the verdict.",
     "Probes show what is linearly decodable, not what is used. Control labels and baselines say what a probe scores "
