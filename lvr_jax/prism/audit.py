@@ -264,7 +264,7 @@ class Audit:
             notes.append("probes and corruptions run with different budgets (protocol): first-order and measured "
                          "responses are of different runs")  # fmt: skip
         return plain({
-            "name": self.name, "checkpoint": items.subject.name, "system": items.subject.spec.name,
+            "name": self.name, "system": items.subject.spec.name,
             "benchmark": items.benchmark.name, "items": len(items.ids), "protocol": items.protocol.to_json(),
             "latents": {name: int(n) for name, n in zip(names, self.plan("corruption").quota)}, "notes": notes,
             "clean": _clean(found, items, captured), "conditions": tests, "verdict": judged,

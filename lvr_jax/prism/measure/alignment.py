@@ -71,11 +71,12 @@ def over_items(summary: dict[str, jax.Array]) -> dict[str, float]:
 
 
 def trivial_baselines(target, valid) -> dict[str, jax.Array]:
-    """Cosine with the target, [I, Z], of guesses that know nothing of the question: what a model's has to beat.
+    """Cosine with the target, [I, Z], of guesses without a model: what a model's has to beat.
 
     neighbour: the target before it in raster order (NaN for a block's first), what a copying head scores; box_mean: the
-    mean of the item's other targets (NaN for a lone one); dataset_mean: the mean over all other items' targets. Each
-    leaves out the target it is compared with. NaN where not valid.
+    mean of the item's other targets (NaN for a lone one). Both use the answer's own box. dataset_mean: the mean over
+    all other items' targets, the one that knows nothing of the question. Each leaves out the target it is compared
+    with. NaN where not valid.
     """
     valid = jnp.asarray(valid, bool)
     target = jnp.where(valid[..., None], jnp.asarray(target, jnp.float32), 0)

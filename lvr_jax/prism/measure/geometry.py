@@ -1,4 +1,4 @@
-"""What are the latents like, apart from any answer? Alignment with targets, collapse, attention to them: summaries."""
+"""Sums up what the latents are like, apart from any answer: alignment with targets, collapse, attention to them."""
 
 from collections.abc import Mapping, Sequence
 
@@ -23,7 +23,10 @@ def aligned(stages: Sequence[Forced], capture: Capture) -> dict:
     """For each visual stage: teacher-forced and free-running alignment, trivial guesses, retrieval of the own target.
 
     Free-running latent j is compared with vision token j of the box, as it was trained to be; latents beyond the box,
-    and tokens beyond the budget, have no partner. Retrieval compares means over a block.
+    and tokens beyond the budget, have no partner. Latent 0 is the same vector taught and free, for it comes of the
+    prompt alone: `by_latent` tells the indices apart, `matched` compares both ways on the same latents, `later` on
+    those of them after the first. Retrieval compares means over a block; `retrieval_matched` over as many latents as
+    the box has, where `retrieval_free_running` takes all that were fed.
     """
     found = {}
     for g, stage in enumerate(stages):
@@ -36,10 +39,19 @@ def aligned(stages: Sequence[Forced], capture: Capture) -> dict:
             rows = [capture.items.index(item) for item in stage.items]
             blocks, fed = capture.blocks[rows, g], filled(capture)[rows, g]
             Z = min(blocks.shape[1], stage.target.shape[1])
-            entry["free_running"] = _alignment(
-                blocks[:, :Z], stage.target[:, :Z], fed[:, :Z] & stage.valid[:, :Z]
-            )  # fmt: skip
+            both, target = fed[:, :Z] & stage.valid[:, :Z], stage.target[:, :Z]
+            after = both & (np.arange(Z) > 0)
+            ways = {"teacher_forced": stage.predicted[:, :Z], "free_running": blocks[:, :Z]}
+            entry["free_running"] = _alignment(blocks[:, :Z], target, both)
+            entry["matched"] = {way: _headline(latents, target, both) for way, latents in ways.items()}
+            entry["later"] = {way: _headline(latents, target, after) for way, latents in ways.items()}
+            entry["by_latent"] = [
+                {"latent": j, "items": int(both[:, j].sum())}
+                | {way: _headline(x[:, j : j + 1], target[:, j : j + 1], both[:, j : j + 1]).get("mean_cosine")
+                   for way, x in ways.items()} for j in range(Z) if both[:, j].any()
+            ]  # fmt: skip
             entry["retrieval_free_running"] = _retrieval(blocks, fed, stage.target, stage.valid)
+            entry["retrieval_matched"] = _retrieval(blocks[:, :Z], both, stage.target, stage.valid)
         found[stage.stage] = entry
     return found
 
@@ -50,6 +62,10 @@ def _alignment(predicted, target, valid) -> dict:
     summary = summarise(token_alignment(predicted, target, valid), valid)
     cosine = np.asarray(summary["mean_cosine"])
     return over_items(summary) | {"cosine_by_item": cosine[np.isfinite(cosine)]}
+
+
+def _headline(predicted, target, valid) -> dict:
+    return {key: value for key, value in _alignment(predicted, target, valid).items() if key != "cosine_by_item"}
 
 
 def _mean(values) -> float:

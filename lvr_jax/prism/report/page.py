@@ -1,4 +1,4 @@
-"""How does a report become one page that needs no network? A template, with every picture inside it."""
+"""Renders a report as one page that needs no network: a template, with every picture inside it."""
 
 import base64
 import io
@@ -20,15 +20,16 @@ def render(**content) -> str:
 
 
 def image_bytes(figure: Figure, kind: str) -> bytes:
-    """The figure as a file of this kind (png, pdf, svg), without a date, so that equal figures are equal files."""
+    """The figure as a file of this kind (png, pdf, svg, webp), without a date: equal figures are equal files."""
     buffer = io.BytesIO()
-    undated = {"png": {"Software": None}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}[kind]
+    undated = {"png": {"Software": None}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(kind)
+    more = {"pil_kwargs": {"quality": 80}} if kind == "webp" else {"metadata": undated}
     with matplotlib.rc_context(STYLE):
-        figure.savefig(buffer, format=kind, dpi=170, metadata=undated)
+        figure.savefig(buffer, format=kind, dpi=170, **more)
     return buffer.getvalue()
 
 
 def inline(data: bytes, kind: str) -> str:
-    """A data: address. Figures are lines (svg), photographs are not (png)."""
-    mime = {"png": "image/png", "svg": "image/svg+xml"}[kind]
+    """A data: address. Figures are lines (svg), photographs are not (webp)."""
+    mime = {"webp": "image/webp", "svg": "image/svg+xml"}[kind]
     return f"data:{mime};base64,{base64.b64encode(data).decode()}"

@@ -69,12 +69,23 @@ def _alignment(a: Mapping) -> str:
     if not stages:
         return ""
     forced, free = cosine(a), cosine(a, "free_running")
-    guesses = {name: value for name, value in stages[-1]["trivial"].items() if value is not None}
+    later = stages[-1].get("later", {})
+    if later.get("free_running", {}).get("mean_cosine") is not None:
+        text_later = (f" (without the first latent, which is the same both ways, "
+                      f"{number(later['teacher_forced']['mean_cosine'], 3)} and "
+                      f"{number(later['free_running']['mean_cosine'], 3)})")  # fmt: skip
+    else:
+        text_later = ""
+    trivial = stages[-1]["trivial"]
     text = f"Cosine with the visual targets is {number(forced, 3)} teacher-forced and "
     text += f"{number(free, 3)} free-running" if free is not None else "unknown free-running: no such block was opened"
-    if guesses:
-        best = max(guesses, key=guesses.get)
-        text += f"; the best guess that knows no question ({best.replace('_', ' ')}) scores {number(guesses[best], 3)}"
+    text += text_later
+    if trivial.get("dataset_mean") is not None:
+        text += f"; the mean over other items, which knows no question, scores {number(trivial['dataset_mean'], 3)}"
+    own = {name: trivial[name] for name in ("neighbour", "box_mean") if trivial.get(name) is not None}
+    if own:
+        best = max(own, key=own.get)
+        text += f", and a guess from the answer's own box ({best.replace('_', ' ')}) {number(own[best], 3)}"
     return text + "."
 
 

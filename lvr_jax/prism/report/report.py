@@ -87,7 +87,8 @@ def write(
     common = [*tables.of_paper(first, paper), certainty.table(first, paper)]
     shown = [_picture(files, key, figure, figures.CAPTIONS[key]) for key, figure in shared.items() if figure]
     checkpoints = [_checkpoint(files, audit, analysis) for audit, analysis in zip(audits, analyses)]
-    for table in (*before, *common):
+    own = tables.of_the_papers_own(paper)
+    for table in (*before, *common, *own):
         files.put(f"tables/{table.key}.csv", table_csv(table))
     files.put("report.json", json.dumps(list(analyses), indent=1) + "\n")
     one = analyses[0]
@@ -95,7 +96,7 @@ def write(
         title=title or "PRISM: " + ", ".join(a["name"] for a in analyses),
         subtitle=f"{one['items']} items of {one['benchmark']}, protocol {one['protocol']['name']}; "
                  f"{len(one['conditions'])} conditions beside the clean pass.",
-        before=before, across=across, figures=shown, tables=common, checkpoints=checkpoints, method=METHOD,
+        before=before, across=across, figures=shown, tables=common, paper=own, checkpoints=checkpoints, method=METHOD,
     )  # fmt: skip
     return files.put("report.html", html)
 
@@ -114,7 +115,7 @@ def _checkpoint(files: "_Files", audit: Audit, a: Mapping) -> dict:
     return {
         "name": name, "anchor": anchor, "kind": a["verdict"]["kind"] if a["verdict"] else "no verdict",
         "paragraph": prose.paragraph(a), "notes": a["notes"], "tables": own,
-        "about": f"{a['checkpoint']}; system {a['system']}, budget {latents}; clean accuracy "
+        "about": f"System {a['system']}, budget {latents}; clean accuracy "
                  f"{tables.within(clean['accuracy'])} %{_letter(clean)}, chance {tables.percent(clean['chance'])} %, "
                  f"always the commonest answer {tables.percent(clean['majority'])} %; latents in "
                  f"{clean['triggered']} of {a['items']} items, {clean['unreadable']} without a readable answer.",
@@ -146,14 +147,15 @@ def _item(files: "_Files", audit: Audit, a: Mapping, index: int) -> dict:
         "id": answer["id"], "gold": answer["gold_content"], "clean": content["clean"], "changed": changed,
         "conditions": rows,
         "question": audit.items.benchmark[index].question, "reply": answer["reply"],
-        "figure": _picture(files, key, figure, caption, kind="png"),
+        "figure": _picture(files, key, figure, caption, kind="webp"),
     }  # fmt: skip
 
 
 def _picture(files: "_Files", key: str, figure: Figure, caption: str, kind: str = "svg") -> dict:
-    """Drawn once a format: figures as svg in the page, png and pdf beside it; photographs as png."""
-    drawn = {each: page.image_bytes(figure, each) for each in (("svg", "png", "pdf") if kind == "svg" else ("png",))}
-    for each in drawn.keys() - {"svg"}:
+    """Drawn once a format: figures as svg in the page, png and pdf beside it; photographs as webp in the page, a tenth
+    of the png beside it."""
+    drawn = {each: page.image_bytes(figure, each) for each in (kind, "png", *(("pdf",) if kind == "svg" else ()))}
+    for each in drawn.keys() - {kind}:
         files.put(f"figures/{key}.{each}", drawn[each])
     return {"key": key, "caption": caption, "source": page.inline(drawn[kind], kind)}
 
@@ -171,7 +173,8 @@ def table_csv(table: Table) -> str:
 
 
 def answers_csv(a: Mapping) -> str:
-    """A line an item and condition: content and letter, whether they are right and agree, margin, and the reply."""
+    """A line an item and condition: content and letter, whether they are right and agree, margin, and the reply,
+    in which what does not print is escaped, so that lines stay lines."""
     rows = [("id", "category", "gold", "gold_content", "condition", "content", "right", "letter", "letter_right",
              "follows", "readable", "changed", "margin", "missing", "reply")]  # fmt: skip
     flag = lambda value: "" if value is None else int(value)  # noqa: E731
@@ -181,9 +184,13 @@ def answers_csv(a: Mapping) -> str:
                   *(flag(answer[key][c]) if key != "letter" else answer[key][c]
                     for key in ("right", "letter", "letter_right", "follows", "readable")),
                   int(c in answer["replies"]), "" if margin.get(c) is None else f"{margin[c]:.6g}",
-                  int(c in answer["missing"]), answer["replies"].get(c, answer["reply"]))
+                  int(c in answer["missing"]), _printable(answer["replies"].get(c, answer["reply"])))
                  for c, content in answer["content"].items()]  # fmt: skip
     return to_csv(rows)
+
+
+def _printable(text: str) -> str:
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
 class _Files:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from lvr_jax.prism.measure import corruptions
-from lvr_jax.prism.report.paper import Paper
+from lvr_jax.prism.report.paper import Paper, contradictions, derived_numbers
 from lvr_jax.prism.statistics.across_variants import correlation
 
 NOTHING = "–"
@@ -134,9 +134,13 @@ def table_1(analyses: Sequence[Analysis], paper: Paper) -> Table:
     )  # fmt: skip
 
 
+FEW = 5         # items: a correlation over effects of no more is marked
+
+
 def table_2(analyses: Sequence[Analysis], paper: Paper) -> Table:
     rows, seen = [], set()
-    for published in paper.raw["correlations"]:
+    letters = [{"x": "cosine", "y": "letter", "r": NOTHING}] if any(a["clean"]["worded"] for a in analyses) else []
+    for published in [*letters, *paper.raw["correlations"]]:
         x, y = published["x"], published["y"]
         if x not in COLUMNS or y not in COLUMNS or (x, y) in seen:     # the appendix repeats some with more digits
             continue
@@ -148,6 +152,8 @@ def table_2(analyses: Sequence[Analysis], paper: Paper) -> Table:
             if np.isfinite(found.pearson):                              # not where one side is constant
                 own, ranks = number(found.pearson, 2, sign=True), number(found.spearman, 2, sign=True)
                 p = probability(found.pearson_p)
+                if y in corruptions.PAPER and max(abs(moved_items(a, y)) for a in analyses) <= FEW:
+                    own += " †"
         rows.append((HEADS[x], HEADS[y], own, ranks, p, published["r"].replace("-", "−")))
     n = len(analyses)
     note = "Three checkpoints at least are needed. " if n < 3 else ""
@@ -155,9 +161,15 @@ def table_2(analyses: Sequence[Analysis], paper: Paper) -> Table:
         "table-2", "Table 2 · Correlations across checkpoints",
         f"{note}Pearson and Spearman over {n} checkpoint{'s' * (n != 1)}, p by permutation of all orders: with 5 "
         "checkpoints none below 0.0167 is possible. A handful of variants in clusters cannot show that a diagnostic "
-        "ranks models.",
+        f"ranks models. †: no checkpoint's effect is of more than {FEW} items; such a correlation ranks noise.",
         ("x", "y", "r, this run", "rank r, this run", "p, this run", "r, published (n = 5)"), tuple(rows),
     )  # fmt: skip
+
+
+def moved_items(analysis: Analysis, column: str) -> int:
+    """Items gained less items lost under the condition that stands for a column of the paper."""
+    found = effect(analysis, column)
+    return 0 if found is None else found["gained"] - found["lost"]
 
 
 def table_3(analyses: Sequence[Analysis], paper: Paper) -> Table:
@@ -272,24 +284,71 @@ def floor(a: Analysis) -> Table | None:
                  ("baseline", "accuracy", "selectivity of the probe"), tuple(rows))  # fmt: skip
 
 
+# Guesses by what they know.
+GUESSES = {"neighbour": "guess: neighbouring token of the answer's box", "box_mean": "guess: mean of the answer's box",
+           "dataset_mean": "guess: mean over other items"}  # fmt: skip
+
+
 def alignment(a: Analysis) -> Table | None:
     rows = []
     for stage, s in a["alignment"].items():
-        t, f = s["teacher_forced"], s.get("free_running", {})
-        rt, rf = s["retrieval_teacher_forced"], s.get("retrieval_free_running", {})
-        for way, m, r in (("teacher-forced", t, rt), ("free-running", f, rf)):
-            rows.append((stage, way, str(m.get("items", 0)), number(m.get("mean_cosine"), 3),
-                         number(m.get("mean_mse"), 3), number(m.get("mean_norm_ratio"), 2), percent(r.get("R@1")),
-                         percent(r.get("chance_R@1")), number(r.get("mrr"), 3)))  # fmt: skip
-        rows += [(stage, f"guess: {name.replace('_', ' ')}", str(s["items"]), number(value, 3), *[NOTHING] * 5)
+        matched, later = s.get("matched", {}), s.get("later", {})
+        none, free = {}, s.get("free_running", {})
+        lines = [("teacher-forced", s["teacher_forced"], s["retrieval_teacher_forced"]),
+                 ("free-running", free, s.get("retrieval_free_running", none)),
+                 ("free-running, as many as the box has", free, s.get("retrieval_matched", none)),
+                 ("teacher-forced, latents that were fed", matched.get("teacher_forced", none), none),
+                 ("teacher-forced, without the first", later.get("teacher_forced", none), none),
+                 ("free-running, without the first", later.get("free_running", none), none)]  # fmt: skip
+        rows += [(stage, way, str(m.get("items", 0)), number(m.get("mean_cosine"), 3), number(m.get("mean_mse"), 3),
+                  number(m.get("mean_norm_ratio"), 2), percent(r.get("R@1")), percent(r.get("chance_R@1")),
+                  number(r.get("mrr"), 3)) for way, m, r in lines]  # fmt: skip
+        rows += [(stage, GUESSES[name], str(s["items"]), number(value, 3), *[NOTHING] * 5)
                  for name, value in s["trivial"].items()]  # fmt: skip
     if not rows:
         return None
     return Table(
         f"alignment-{a['name']}", "Alignment with the visual targets",
-        "Teacher-forced, as the paper measures it, and free-running, as the answer is made; guesses that know nothing "
-        "of the question; retrieval of the own target among all items by block means.",
+        "Teacher-forced, as the paper measures it, and free-running, as the answer is made; retrieval of the own "
+        "target among all items by block means. The first latent is the same vector both ways, for nothing was fed "
+        "before it: compare the ways without it. A box of fewer tokens than the budget leaves latents without a "
+        "target; retrieval free-running takes all that were fed, or as many as the box has. Of the guesses, neighbour "
+        "and box mean use the answer's own box; only the mean over other items knows nothing of the question.",
         ("stage", "latents", "items", "cosine", "MSE", "norm ratio", "R@1", "chance", "MRR"), tuple(rows),
+    )  # fmt: skip
+
+
+def alignment_by_latent(a: Analysis) -> Table | None:
+    rows = [(f"{stage}, latent {row['latent']}", str(row["items"]), number(row["teacher_forced"], 3),
+             number(row["free_running"], 3))
+            for stage, s in a["alignment"].items() for row in s.get("by_latent", ())]  # fmt: skip
+    if not rows:
+        return None
+    return Table(f"by-latent-{a['name']}", "Alignment by latent",
+                 "Cosine of each latent with its own vision token, over the items whose box has such a token and in "
+                 "which the latent was fed: taught and free are of the same items.",
+                 ("latent", "items", "teacher-forced", "free-running"), tuple(rows))  # fmt: skip
+
+
+def capacity(a: Analysis) -> Table | None:
+    """The ladder of the pair: does a probe of more capacity read more, or learn more?"""
+    ladder = pair(a, "ladder")
+    if not ladder:
+        return None
+    kinds = {"pca": "rank {}", "ridge": "all {} dimensions", "fourier": "{} random features"}
+    columns = {name: {(r["kind"], r["size"], r["alpha"]): r for r in rungs} for name, rungs in ladder.items()}
+    rows = []
+    for key in next(iter(columns.values())):
+        cells = [cell for name in ("answer", "last_latent") if (r := columns.get(name, {}).get(key)) is not None
+                 for cell in (percent(r["accuracy"]), percent(r["control"]), points(r["selectivity"]))]  # fmt: skip
+        if len(cells) == 6:
+            rows.append((kinds[key[0]].format(key[1]), f"{key[2]:g}", *cells))
+    return Table(
+        f"capacity-{a['name']}", "Capacity ladder of the letter probe",
+        "Accuracy, accuracy on control labels, and their difference at (a) and (b), as the probe grows: principal "
+        "components, all dimensions by ridge strength, random Fourier features. A probe that gains on the labels no "
+        "more than on controls is learning, not reading.",
+        ("probe", "alpha", "(a)", "control", "selectivity", "(b)", "control", "selectivity"), tuple(rows),
     )  # fmt: skip
 
 
@@ -309,8 +368,25 @@ def collapse(a: Analysis) -> Table:
 
 
 def of_checkpoint(a: Analysis) -> list[Table]:
-    return [t for t in (conditions(a), probes(a), floor(a), alignment(a), collapse(a)) if t is not None]
+    made = (conditions(a), probes(a), capacity(a), floor(a), alignment(a), alignment_by_latent(a), collapse(a))
+    return [t for t in made if t is not None]
 
 
 def of_paper(analyses: Sequence[Analysis], paper: Paper) -> list[Table]:
     return [make(analyses, paper) for make in (table_1, table_2, table_3, table_4)]
+
+
+def of_the_papers_own(paper: Paper) -> list[Table]:
+    """What the paper's printed tables say of its printed statements and numbers; nothing of this run."""
+    told = lambda found: ", ".join(f"{HEADS.get(k, k)} {number(v, 2, sign=v < 0)}" for k, v in found.items())  # noqa: E731
+    claims = tuple((c.claim, c.source, told(c.found), "yes" if c.holds else "no") for c in contradictions(paper))
+    derived = tuple((d.name, d.source, d.printed.replace("-", "−"), number(d.computed, 3, sign=True),
+                     "yes" if d.agrees else "no") for d in derived_numbers(paper))  # fmt: skip
+    return [
+        Table("paper-claims", "The paper's statements against its own tables",
+              "Statements of “Cosine Misleads” beside what its printed tables give.",
+              ("statement", "source", "its tables", "holds"), claims),
+        Table("paper-derived", "The paper's derived numbers, recomputed",
+              "Every printed number that follows from the printed tables, recomputed from them alone.",
+              ("number", "source", "printed", "computed", "agrees"), derived),
+    ]  # fmt: skip

@@ -1,12 +1,13 @@
 """Are alignment, retrieval and collapse what their definitions say, down to padding and ties?"""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from sklearn.decomposition import PCA
 
-from lvr_jax.prism.measure import alignment, collapse
+from lvr_jax.prism.measure import alignment, collapse, geometry, teacher
 
 CASES = sorted((Path(__file__).parents[2] / "golden" / "cases").glob("G_alignment_*.npz"))
 RNG = np.random.default_rng(0)
@@ -172,3 +173,25 @@ def test_a_collapsed_loop_is_seen_as_such():
     line = np.linspace(-1, 1, I * Z).reshape(I, Z, 1) * direction
     flat = collapse.collapse(line, np.ones((I, Z), bool))
     assert flat["rank_90"] == 1 and flat["participation_ratio"] == pytest.approx(1, rel=1e-4)
+
+
+def test_free_and_taught_latents_are_compared_index_by_index_and_on_the_same_latents():
+    """Two items: a box of two tokens, of which two latents of three are fed, and one of one token. The first latent is
+    the same both ways; the second is right when taught and opposite when free."""
+    target = np.array([[[1.0, 0], [0, 1.0]], [[1.0, 0], [0, 0]]], np.float32)
+    valid = np.array([[True, True], [True, False]])
+    taught = target.copy()
+    free = np.zeros((2, 1, 3, 2), np.float32)
+    free[:, 0, 0], free[0, 0, 1], free[1, 0, 1:], free[0, 0, 2] = [1, 0], [0, -1], [0, 1], [0, 5]
+    captured = SimpleNamespace(items=["a", "b"], blocks=free, count=np.array([[3], [3]]))
+    found = geometry.aligned([teacher.Forced("lvr", ["a", "b"], taught, target, valid)], captured)["lvr"]
+    assert [(r["latent"], r["items"]) for r in found["by_latent"]] == [(0, 2), (1, 1)]
+    assert [r["teacher_forced"] for r in found["by_latent"]] == pytest.approx([1, 1])
+    assert [r["free_running"] for r in found["by_latent"]] == pytest.approx([1, -1])
+    # Item a: (1 - 1) / 2, item b: 1; without the first latent only item a is left.
+    assert found["free_running"]["mean_cosine"] == found["matched"]["free_running"]["mean_cosine"] == pytest.approx(0.5)
+    assert found["later"]["free_running"] | {"items": 1} == found["later"]["free_running"]
+    assert found["later"]["free_running"]["mean_cosine"] == pytest.approx(-1)
+    assert found["later"]["teacher_forced"]["mean_cosine"] == pytest.approx(1)
+    # b's latents beyond its box draw the mean of all three away from its target, those of the box do not.
+    assert found["retrieval_matched"]["R@1"] == 1.0 > found["retrieval_free_running"]["R@1"]

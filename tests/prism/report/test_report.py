@@ -13,7 +13,7 @@ from lvr_jax.prism.measure import corruptions
 from lvr_jax.prism.outcomes import Outcomes, effects, verdict
 from lvr_jax.prism.probes import readout
 from lvr_jax.prism.report import certainty, figures, page, prose, replicates, report, setting_comparison, tables
-from lvr_jax.prism.report.paper import load_paper
+from lvr_jax.prism.report.paper import contradictions, derived_numbers, load_paper
 from lvr_jax.prism.verdict import IGNORED, PARTLY, USES
 
 I, CONDITIONS = 120, ("clean", "zero", "noise_0.1", "noise_0.3", "noise_1", "donor_paper", "self", "zero@0", "zero@1")
@@ -56,7 +56,7 @@ def analysis(name: str = "tiny", outcomes: Outcomes | None = None, seed: int = 0
                    "pair": {"items": 3, "dropped": 0, "reason": "too few"}},
         "alignment": {}, "collapse": {"lvr": {"items": 0}}, "sensitivity": None, "attention": None, "answers": [
             {"id": "item0", "category": "", "gold": "A", "gold_content": "red", "latents": 4, "reply": "red A",
-             "replies": {"zero": "blue A"}, "missing": ["zero"], "content": {"clean": "red", "zero": "blue"},
+             "replies": {"zero": "blue\nA"}, "missing": ["zero"], "content": {"clean": "red", "zero": "blue"},
              "right": {"clean": True, "zero": False}, "letter": {"clean": "A", "zero": "A"},
              "letter_right": {"clean": True, "zero": True}, "follows": {"clean": 1.0, "zero": 0.0},
              "readable": {"clean": True, "zero": True}, "margin": None}],
@@ -106,6 +106,54 @@ def test_correlations_need_three_checkpoints(paper):
     assert row[2].replace("−", "-") == f"{np.corrcoef((0.1, 0.5, 0.9), deltas)[0, 1]:+.2f}" and row[5] == "+0.75"
     pairs = [row[:2] for row in tables.table_2(three, paper).rows]
     assert len(pairs) == len(set(pairs))
+
+
+def test_a_correlation_over_effects_of_a_handful_of_items_is_marked(paper):
+    runs = [analysis(f"m{n}", found(0.0, seed=n)) for n in range(3)]
+    for a, (cosine, lost) in zip(runs, ((0.1, 1), (0.5, 3), (0.9, 5))):
+        a["alignment"] = {"lvr": {"teacher_forced": {"mean_cosine": cosine}}}
+        e = next(e for e in a["conditions"] if e["name"] == "zero")
+        e["stats"] |= {"lost": lost, "gained": 0, "delta": -lost / I}
+    r = lambda: next(row for row in tables.table_2(runs, paper).rows if row[:2] == ("cosine", "zero"))[2]  # noqa: E731
+    assert r() == "−1.00 †"
+    next(e for e in runs[0]["conditions"] if e["name"] == "zero")["stats"]["lost"] = 6
+    assert r() == "−1.00"
+
+
+def test_the_papers_statements_and_numbers_stand_beside_its_own_tables(paper):
+    claims, derived = tables.of_the_papers_own(paper)
+    assert [row[3] for row in claims.rows] == ["no"] * len(contradictions(paper)) and len(claims.rows) == 6
+    assert "cosine ranks the variants backwards" in claims.rows[0][0] and "cosine 0.73" in claims.rows[0][2]
+    assert [row[4] for row in derived.rows] == ["yes"] * len(derived_numbers(paper))
+
+
+def test_alignment_is_told_by_latent_and_on_the_same_latents():
+    way = lambda cosine: {"items": 3, "mean_cosine": cosine, "mean_mse": 1.0, "mean_norm_ratio": 1.0}  # noqa: E731
+    run = analysis()
+    run["alignment"] = {"lvr": {
+        "items": 3, "teacher_forced": way(0.43), "free_running": way(0.42), "retrieval_teacher_forced": {},
+        "retrieval_free_running": {"R@1": 0.098}, "retrieval_matched": {"R@1": 0.13},
+        "matched": {"teacher_forced": way(0.44)}, "later": {"teacher_forced": way(0.39), "free_running": way(0.34)},
+        "by_latent": [{"latent": 0, "items": 3, "teacher_forced": 0.472, "free_running": 0.472}],
+        "trivial": {"neighbour": 0.422, "box_mean": 0.432, "dataset_mean": 0.124}, "collapse_of_targets": {},
+    }}  # fmt: skip
+    rows = {row[1]: row for row in tables.alignment(run).rows}
+    assert rows["free-running"][6] == "9.8" and rows["free-running, as many as the box has"][6] == "13.0"
+    later = [rows[f"{way}, without the first"][3] for way in ("teacher-forced", "free-running")]
+    assert later == ["0.390", "0.340"]
+    assert "guess: mean of the answer's box" in rows and "guess: mean over other items" in rows
+    assert tables.alignment_by_latent(run).rows == (("lvr, latent 0", "3", "0.472", "0.472"),)
+    text = " ".join(prose.paragraph(run))
+    assert "the mean over other items, which knows no question, scores 0.124" in text
+    assert "a guess from the answer's own box (box mean) 0.432" in text
+
+
+def test_the_capacity_ladder_is_shown():
+    run = analysis()
+    rung = {"kind": "pca", "size": 4, "alpha": 1.0, "accuracy": 0.5, "control": 0.3, "selectivity": 0.2}
+    run["probes"]["pair"]["ladder"] = {"answer": [rung], "last_latent": [rung]}
+    assert tables.capacity(run).rows == (("rank 4", "1", "50.0", "30.0", "+20.0", "50.0", "30.0", "+20.0"),)
+    assert tables.capacity(analysis()) is None
 
 
 @pytest.mark.parametrize("lost, kind", [(0.0, IGNORED), (0.3, PARTLY), (0.97, USES)])
@@ -198,7 +246,7 @@ def test_csv_says_what_is_this_runs_and_what_is_published(paper):
     answers = list(csv.DictReader(io.StringIO(report.answers_csv(analysis()))))
     assert [a["condition"] for a in answers] == ["clean", "zero"] and answers[1]["missing"] == "1"
     told = {"gold_content": "red", "content": "blue", "right": "0", "letter": "A", "letter_right": "1",
-            "follows": "0", "readable": "1", "changed": "1", "reply": "blue A"}  # fmt: skip
+            "follows": "0", "readable": "1", "changed": "1", "reply": "blue\\nA"}  # fmt: skip
     assert told.items() <= answers[1].items() and (answers[0]["changed"], answers[0]["reply"]) == ("0", "red A")
 
 
@@ -248,11 +296,17 @@ def test_the_correlations_carry_their_uncertainty():
     own, theirs = rows[0], rows[1]
     assert own[:4] == ("cosine", "accuracy", "this run", "3") and theirs[2:5] == ("published", "5", "−0.94")
     low, high = (float(v.replace("−", "-")) for v in theirs[6].strip("[]").split(", "))
-    assert low < -0.94 < high and theirs[7] == "−1.00 to −0.90"
+    assert low < -0.94 < high and theirs[8] == "−1.00 to −0.90"
+    assert theirs[7] == "[−1.00, −0.33]", "tanh(atanh(-0.94) +- 1.96 / sqrt(5 - 3))"
+    assert theirs[9] == "+0.73 (n = 3)", "the paper's own single-stage variants say the opposite"
     assert own[4] != "–" and own[5].startswith("[") and own[6].startswith("[")
+    assert own[9] == "–", "one cluster"
+    assert rows[2][:3] == ("cosine", "letter", "this run"), "letters beside content, where replies have both"
     alike = [dict(three[0], alignment=a["alignment"]) for a in three]
-    assert certainty.table(alike, paper).rows[0][4:] == ("–",) * 4, "equal accuracies have no r"
-    assert certainty.table(three[:2], paper).rows[0][4:] == ("–",) * 4
+    assert certainty.table(alike, paper).rows[0][4:] == ("–",) * 6, "equal accuracies have no r"
+    assert certainty.table(three[:2], paper).rows[0][4:] == ("–",) * 6
+    three[2]["latents"] = {"context": 8, "target": 4}
+    assert certainty.table([*three, dict(three[1])], paper).rows[0][9].endswith("(n = 3)")
 
 
 def seeds_of_three_variants(wobble: float) -> tuple[list[dict], list[str]]:
