@@ -4,7 +4,8 @@ The picture is bright or dark. The start marker and the latents attend to the im
 position that picks the letter attends to the latents, to the image, or to both. Everything else is a chain of tokens:
 newline, start marker, latents, `<answer>`, letter, end. Strong noise breaks the chain: it is part of the stream.
 
-    carrier  the letter is read from the latents alone
+    carrier  the letter is read from the latents alone: nothing else may see the image (latents.routing), as a head
+             that finds no latents would look elsewhere
     ignored  the letter is read from the image alone
     partly   from both
 """
@@ -19,6 +20,7 @@ from PIL import Image
 
 from lvr_jax.checkpoints import save_params
 from lvr_jax.data.tokenizers import load_tokenizer
+from lvr_jax.latents.routing import FIELD
 from lvr_jax.models.qwen2_5_vl.config import Config, TextConfig, VisionConfig
 from lvr_jax.models.qwen2_5_vl.model import abstract_model
 
@@ -88,6 +90,8 @@ def plant(use: str, folder: Path) -> Path:
 
     ids = {"lvr_start_id": start, "lvr_id": tokenizer.id("<|lvr|>"), "lvr_end_id": tokenizer.id("<|lvr_end|>"),
            "lvr_latent_end_id": tokenizer.id("<|lvr_latent_end|>"), "eos_token_id": stop}  # fmt: skip
+    if use == "carrier":
+        ids[FIELD] = "bottleneck"
     save_params(folder, params, CONFIG, fields=ids)
     shutil.copy(GOLDEN / "tokenizer.json", folder / "hf")
     (folder / "hf" / "preprocessor_config.json").write_text(json.dumps({"min_pixels": 784, "max_pixels": 3136}))
