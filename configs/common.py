@@ -34,12 +34,12 @@ def get_config(size: str = "3b", name: str = "common") -> ConfigDict:
         "fork_data": True,
     })  # fmt: skip
     c.frozen = ("vision/.*",)       # tower and merger
-    c.compute = ConfigDict({"dtype": "auto", "attention": "auto", "remat": "block"})
+    c.compute = ConfigDict({"dtype": "auto", "attention": "auto", "remat": "attention"})
     c.mesh = ConfigDict({"data": 1, "fsdp": -1, "tensor": 1})
     c.sharding = RULES
     c.objective = ConfigDict({
         "distance": "mse", "normalisation": "per_token", "stage_weights": (1.0,), "diversity": 0.0, "noise": 0.0,
-        "target": "own", "route": "both", "attention": "full", "feedback": "teacher", "chunk": 256,
+        "target": "own", "route": "both", "attention": "full", "feedback": "teacher", "chunk": 1024,
     })  # fmt: skip
     # By share of the run (0 to 1): lambda, and the probability that a latent is the model's own.
     c.reconstruction = ConfigDict({"points": ((0.0, 0.1),), "between": "hold"})

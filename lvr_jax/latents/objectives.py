@@ -67,7 +67,7 @@ class Objective:
     route: str = "both"
     attention: str = "full"
     feedback: str = "teacher"
-    chunk: int = 256
+    chunk: int = 1024
 
     def __post_init__(self):
         for field, allowed in {

@@ -20,6 +20,7 @@ from jax.sharding import PartitionSpec
 from lvr_jax.models.blockwise_attention import blockwise_attention
 from lvr_jax.models.placement import HEADS, ambient, row_axes
 from lvr_jax.models.precision import wide
+from lvr_jax.models.splash_attention import BLOCKS, splash_attention
 
 IMPLEMENTATIONS = ("xla", "blocks", "splash", "cudnn")
 
@@ -150,11 +151,10 @@ def _softmax_attention(queries: Queries, keys: tuple[Keys, ...], weights: bool, 
 def _splash(queries: Queries, keys: Keys, interpret: bool = False) -> jax.Array:
     """Pallas splash attention, on every device for its own rows and heads."""
     T, S = queries.q.shape[1], keys.k.shape[1]
-    block = next((size for size in (512, 256, 128) if T % size == 0 and S % size == 0), None)
-    if block is None:
+    if T != S or BLOCKS.of(T) is None:
         raise AttentionError(f"splash attention needs lengths that are multiples of 128, got {T} queries and {S} keys")
-    kernel = functools.partial(_splash_on_device, causal=keys.causal, block=block, interpret=interpret)
-    return _on_each_device(kernel, queries.q, keys.k, keys.v, queries.segment, keys.segment)
+    kernel = functools.partial(splash_attention, causal=keys.causal, interpret=interpret)
+    return _on_each_device(kernel, queries.q, keys.k, keys.v, queries.segment)
 
 
 def _on_each_device(kernel: Callable, q, k, v, *of_rows) -> jax.Array:
@@ -173,29 +173,6 @@ def _on_each_device(kernel: Callable, q, k, v, *of_rows) -> jax.Array:
     return jax.shard_map(
         kernel, in_specs=(heads, heads, heads, *[rows] * len(of_rows)), out_specs=heads, check_vma=False
     )(q, k, v, *of_rows)  # fmt: skip
-
-
-def _splash_on_device(q, k, v, q_segment, k_segment, *, causal: bool, block: int, interpret: bool) -> jax.Array:
-    """Grouped queries stay grouped: one kernel over K heads with N / K queries each."""
-    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
-    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
-
-    B, T, N, H = q.shape
-    S, K = k.shape[1:3]
-    one = masks.CausalMask((T, S)) if causal else masks.FullMask((T, S))
-    kernel = kernels.make_splash_mqa_single_device(
-        masks.MultiHeadMask([one] * (N // K)),
-        block_sizes=kernels.BlockSizes(
-            block_q=block, block_kv=block, block_kv_compute=block,
-            block_q_dkv=block, block_kv_dkv=block, block_kv_dkv_compute=block, use_fused_bwd_kernel=True,
-        ),
-        interpret=interpret,
-    )  # fmt: skip
-    q = (q * H**-0.5).reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)                 # [B, K, G, T, H]
-    k, v = (x.transpose(0, 2, 1, 3) for x in (k, v))                                     # [B, K, S, H]
-    over_heads = jax.vmap(kernel, in_axes=(0, 0, 0, None))
-    out = jax.vmap(over_heads)(q, k, v, kernels.SegmentIds(q=q_segment, kv=k_segment))   # [B, K, G, T, H]
-    return out.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
 
 
 def _cudnn(queries: Queries, keys: Keys) -> jax.Array:

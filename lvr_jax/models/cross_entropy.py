@@ -50,12 +50,12 @@ def _chunk_loss(hidden, unembedding, labels, weights):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def weighted_cross_entropy(
-    hidden: jax.Array, unembedding: jax.Array, labels: jax.Array, weights: jax.Array, chunk: int = 256
+    hidden: jax.Array, unembedding: jax.Array, labels: jax.Array, weights: jax.Array, chunk: int = 1024
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     """Sum over tokens of weight * negative log-likelihood.
 
     hidden [B, T, D], unembedding [V, D], labels [B, T] int, weights [B, T] fp32 (0 where there is nothing to predict;
-    any normalisation is the caller's); chunk: tokens of a row whose logits are held at once. Returns (fp32 scalar,
+    any normalisation is the caller's); chunk: tokens of a device whose logits are held at once. Returns (fp32 scalar,
     (losses [B, T] fp32, correct [B, T] bool)); only the scalar is differentiable, in hidden and unembedding.
     """
     return _forward(hidden, unembedding, labels, weights, chunk, gradient=False)[0]
@@ -80,7 +80,8 @@ def _forward(hidden, unembedding, labels, weights, chunk, gradient):
 
 def _over_chunks(hidden, kernel, labels, weights, *, chunk, gradient):
     """Loss, losses [B, T], correct [B, T] and, if wanted, the gradients in hidden and (fp32) in the unembedding."""
-    T = hidden.shape[1]
+    B, T = hidden.shape[:2]
+    size = -(-T // -(-B * T // chunk))      # of chunks of equal length, which leave least to pad
 
     def step(total, part):
         if not gradient:
@@ -92,7 +93,7 @@ def _over_chunks(hidden, kernel, labels, weights, *, chunk, gradient):
         return (total[0] + loss, total[1] + d_kernel.astype(jnp.float32)), (aux, d_hidden)
 
     start = (jnp.float32(0), jnp.zeros(kernel.shape, jnp.float32) if gradient else None)
-    parts = tuple(_chunks(x, chunk) for x in (hidden, labels, weights))
+    parts = tuple(_chunks(x, size) for x in (hidden, labels, weights))
     (loss, d_kernel), ((losses, correct), d_hidden) = jax.lax.scan(step, start, parts)
     gradients = (_unchunk(d_hidden, T), d_kernel) if gradient else None
     return loss, _unchunk(losses, T), _unchunk(correct, T), gradients

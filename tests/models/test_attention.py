@@ -11,7 +11,9 @@ import pytest
 from networks import QUICK, distance
 
 from lvr_jax.models import attention as door
+from lvr_jax.models import splash_attention
 from lvr_jax.models.attention import AttentionError, Keys, Queries
+from lvr_jax.models.qwen2_5_vl.layers import REMAT
 
 attention = functools.partial(jax.jit, static_argnames=("implementation", "weights"), compiler_options=QUICK)(
     door.attention
@@ -200,6 +202,62 @@ def test_splash_equals_xla_in_values_and_gradients(T, N, K, H, causal):
     assert distance(jax.jit(splash, compiler_options=QUICK)(queries, keys), attention(queries, keys)[0]) <= FP32
     for a, b in zip(*(jax.tree.leaves(gradients(f, queries, keys)) for f in (splash, xla))):
         assert distance(a, b) <= FP32
+
+
+def packed(*lengths: int, T: int) -> np.ndarray:
+    """Segment ids of one row: 1, 2, ..., then padding."""
+    ids = np.repeat(np.arange(1, len(lengths) + 1), lengths)
+    return np.pad(ids, (0, T - len(ids))).astype(np.int32)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_splash_skips_blocks_of_other_segments_and_changes_nothing(monkeypatch, causal):
+    """Five blocks of queries, of other sides than those of keys; each row has its own segments, one is all padding."""
+    sides = splash_attention.Blocks(queries=128, keys=256, back_queries=256, back_keys=128, held=128)
+    monkeypatch.setattr(splash_attention, "BLOCKS", sides)
+    rng, T = np.random.default_rng(10), 1280
+    segment = jnp.array([packed(100, 300, 500, T=T), packed(1280, T=T), packed(256, 256, 600, T=T), packed(T=T)])
+    queries, keys = random_queries(rng, 4, T, 2, 16), random_keys(rng, 4, T, 1, 16, causal=causal)
+    # What padding sees is nobody's concern: neither its result nor, in a loss without it, its gradient.
+    real = (segment > 0)[:, :, None, None]
+    queries, keys = dataclasses.replace(queries, segment=segment), dataclasses.replace(keys, segment=segment)
+    xla = lambda q, k: jnp.where(real, door.attention(q, k)[0], 0)  # noqa: E731
+    splash = lambda q, k: jnp.where(real, door._splash(q, k, interpret=True), 0)  # noqa: E731
+    for a, b in zip(*(jax.tree.leaves(gradients(f, queries, keys)) for f in (splash, xla))):
+        assert np.isfinite(a).all() and distance(a, b) <= FP32
+    out = jax.jit(functools.partial(door._splash, interpret=True), compiler_options=QUICK)(queries, keys)
+    assert np.isfinite(out).all() and distance(jnp.where(real, out, 0), xla(queries, keys)) <= FP32
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("queries, keys", [(4, 4), (8, 4), (4, 16)])
+def test_the_blocks_that_splash_computes_are_those_that_hold_a_pair(queries, keys, causal):
+    """Counted pair by pair, over packed rows of random lengths."""
+    rng = np.random.default_rng(11)
+    for _ in range(20):
+        lengths = rng.integers(1, 30, 4)
+        segment = np.asarray(splash_attention.split_padding(jnp.array(packed(*lengths, T=128))[None], 8))[0]
+        pairs = segment[:, None] == segment[None]
+        pairs &= np.arange(128)[:, None] >= np.arange(128) if causal else True
+        expected = pairs.reshape(128 // queries, queries, 128 // keys, keys).any((1, 3))
+        found = splash_attention.visible_blocks(jnp.array(segment), queries, keys, causal)
+        np.testing.assert_array_equal(found, expected)
+    mixed = jnp.array(rng.integers(1, 4, 128))          # in no order: true wherever there is a pair
+    pairs = (mixed[:, None] == mixed).reshape(128 // queries, queries, 128 // keys, keys).any((1, 3))
+    assert np.asarray(splash_attention.visible_blocks(mixed, queries, keys, False))[pairs].all()
+
+
+@pytest.mark.parametrize("policy, forward_passes", [("block", 2), ("attention", 1)])
+def test_remat_may_keep_what_splash_gave(policy, forward_passes):
+    """The kernel of the forward pass stands twice in a gradient that computes a layer again, once where it is kept."""
+    queries, keys = splash_arguments(128, 2, 1, 16, True, np.random.default_rng(12))
+
+    def loss(q):
+        layer = lambda q: door._splash(dataclasses.replace(queries, q=q), keys, interpret=True)  # noqa: E731
+        return jax.checkpoint(layer, policy=REMAT[policy])(q * 2).sum()
+
+    text = str(jax.make_jaxpr(jax.grad(loss))(queries.q))
+    assert text.count("name=splash_mqa_fwd") == forward_passes and text.count("name=splash_mqa_dkv") == 1
 
 
 @pytest.mark.parametrize(

@@ -249,6 +249,6 @@ def test_remat_changes_nothing_but_memory():
 
     with jax.enable_x64(True):
         kept = jax.tree.leaves(gradient("none"))
-        for remat in ("block", "dots"):
+        for remat in ("block", "attention", "dots"):
             again = jax.tree.leaves(gradient(remat))
             assert max(distance(a, b) for a, b in zip(again, kept) if b.any()) <= EXACT

@@ -10,11 +10,13 @@ from flax import nnx
 
 from lvr_jax.models.placement import over_rows
 from lvr_jax.models.precision import wide
+from lvr_jax.models.splash_attention import RESIDUALS
 
 # What the backward pass may keep of a block; the rest is computed again.
 REMAT = {
     "none": None,                                                                # keep everything
     "block": jax.checkpoint_policies.nothing_saveable,                           # keep the block's input only
+    "attention": jax.checkpoint_policies.save_only_these_names(RESIDUALS),       # and what splash gave
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,            # keep projections, not scores
 }
 
