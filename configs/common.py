@@ -34,12 +34,13 @@ def get_config(size: str = "3b", name: str = "common") -> ConfigDict:
         "fork_data": True,
     })  # fmt: skip
     c.frozen = ("vision/.*",)       # tower and merger
-    c.compute = ConfigDict({"dtype": "auto", "attention": "auto", "remat": "attention"})
+    c.compute = ConfigDict({"dtype": "auto", "attention": "auto", "remat": "block"})
     c.mesh = ConfigDict({"data": 1, "fsdp": -1, "tensor": 1})
     c.sharding = RULES
     c.objective = ConfigDict({
         "distance": "mse", "normalisation": "per_token", "stage_weights": (1.0,), "diversity": 0.0, "noise": 0.0,
-        "target": "own", "route": "both", "attention": "full", "feedback": "teacher", "chunk": 1024,
+        "target": "own", "route": "both", "attention": "full", "feedback": "teacher",
+        "chunk": 1024 if size == "3b" else 256,     # tokens of a chip whose logits are held at once
     })  # fmt: skip
     # By share of the run (0 to 1): lambda, and the probability that a latent is the model's own.
     c.reconstruction = ConfigDict({"points": ((0.0, 0.1),), "between": "hold"})
@@ -91,6 +92,7 @@ def _tiny(c: ConfigDict) -> ConfigDict:
     c.rows = 16                     # of two questions each: the longest two have room, in every variant
     c.init.checkpoint = "lvr_jax/assets/tiny"
     c.compute.remat = "none"
+    c.objective.chunk = 4096        # all rows of a step at once
     c.optimizer.peak = 1e-3
     c.data.sources = {"digits": {"kind": "digit_search", "size": 100_000, "split": "train"}}
     c.data.answer_format = "word_then_letter"

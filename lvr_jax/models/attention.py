@@ -1,4 +1,4 @@
-"""Which kernel computes this attention? The one door to them: xla, blocks (CPU), splash (TPU), cudnn (GPU).
+"""The one door to attention kernels: xla, blocks (CPU), splash (TPU), cudnn (GPU).
 
 Queries attend to one or more `Keys`: the tokens of the pass itself and, when decoding, cached ones. Scores over all
 of them share one softmax, so a cache that many rollouts have in common is read in place and never copied. Grouped
@@ -87,7 +87,7 @@ def attention(
 
     Returns ([B, T, N, H], attention weights [B, N, T, sum of S] if asked for, else None). `blocks`, `splash` and
     `cudnn` take one `Keys`, the last two without roles; anything else raises AttentionError. A query that sees nothing
-    returns zeros.
+    returns zeros; with `splash` a token of padding sees only the padding near it.
     """
     if implementation not in IMPLEMENTATIONS:
         raise AttentionError(f"attention implementation {implementation!r}, expected one of {list(IMPLEMENTATIONS)}")

@@ -1,4 +1,4 @@
-"""How is a loss over 152,000 words computed without ever holding [B, T, V] in fp32?
+"""A loss over 152,000 words that never holds [B, T, V] in fp32.
 
 Chunks of tokens: each chunk's fp32 logits live only while its loss and its gradient are computed. The forward pass
 already forms the gradient of every chunk (a weighted sum of losses is linear in the incoming scalar), so nothing is

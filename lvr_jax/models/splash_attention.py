@@ -26,10 +26,10 @@ class Blocks:
     kernel writes one of q's size for each block of keys, and XLA adds them up.
     """
 
-    queries: int = 1024
-    keys: int = 1024
-    back_queries: int = 1024
-    back_keys: int = 2048
+    queries: int = 512
+    keys: int = 512
+    back_queries: int = 512
+    back_keys: int = 512
     held: int = 512
 
     def of(self, T: int) -> "Blocks | None":
@@ -39,7 +39,7 @@ class Blocks:
 
 
 LANES = 128
-# All generations that libtpu 0.0.42.1 compiles for (v5e, v5p, v6e, v7) hold these in the VMEM that a kernel gets.
+# Sides of 1,024, and 2,048 for back_keys, promise more (see Blocks) and have not been compiled for a TPU yet.
 BLOCKS = Blocks()
 
 
@@ -95,7 +95,7 @@ def splash_attention(q, k, v, segment, *, causal: bool, interpret: bool = False)
     def mask(seen, following):
         small = jnp.int8 if max(seen.shape) < 128 else jnp.int16                         # scalar memory is scarce
         return MaskInfo(
-            data_next=following[None].astype(small), mask_next=None, block_mask=seen[None].astype(small),
+            data_next=following[None].astype(small), mask_next=None, block_mask=seen[None].astype(jnp.int8),
             partial_mask_blocks=None, q_sequence=jnp.arange(T, dtype=jnp.int32) if causal else None,
         )  # fmt: skip
 

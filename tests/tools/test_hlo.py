@@ -1,5 +1,6 @@
 """What a program moves, computes and costs is read right from its HLO: loops, overlapped pieces, branches, kernels."""
 
+import numpy as np
 import pytest
 
 from aot import arithmetic, bill, collectives, hlo, roofline, traffic
@@ -198,6 +199,8 @@ def test_products_and_kernels_are_counted_in_flops():
     assert kernel.block == (512, 1024) and not kernel.backward
     # Four blocks of queries see 1, 1, 2 and 2 blocks of keys.
     assert kernel.pairs(causal=True) == 6 * 512 * 1024 and kernel.pairs(causal=False) == 2048**2
+    # Of two segments each block of queries sees the one block of keys that is its own segment's.
+    assert kernel.pairs(causal=True, segment=np.repeat([1, 2], 1024)) == 4 * 512 * 1024
     assert kernel.flops(10, unit=128) == 2 * 2 * 16 * 10 * 128 == kernel.flops(10, unit=256) / 2
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from aot import bill, hlo
 from aot.hlo import Array, Instruction
+from lvr_jax.models import splash_attention
 
 KERNEL = 'custom_call_target="tpu_custom_call"'
 _LABELS = re.compile(r"dim_labels=(\w+)_(\w+)->(\w+)")
@@ -69,12 +70,17 @@ class Kernel:
     backward: bool
     calls: float
 
-    def pairs(self, causal: bool) -> float:
-        """(query, key) that one head computes in a call: all of a block that any query may see."""
+    def pairs(self, causal: bool, segment: np.ndarray | None = None) -> float:
+        """(query, key) that one head computes in a call: all of a block that any query may see.
+
+        segment: ids of the row's tokens or patches, whose blocks of other segments are skipped; None: nothing is known
+        of them.
+        """
         (q, k), (T, S) = self.block, (self.queries, self.keys)
-        if not causal:
-            return float(T * S)
-        return float(sum(q * k * min(-(-(i + 1) * q // k), S // k) for i in range(T // q)))
+        if segment is None:
+            segment = np.ones(T, np.int32)
+        ids = splash_attention.split_padding(segment[None], splash_attention.BLOCKS.of(T).queries)[0]
+        return float(q * k * splash_attention.visible_blocks(ids, q, k, causal).sum()) if T == S else float(T * S)
 
     def flops(self, pairs: float, unit: int) -> float:
         """MXU work, when each head computes so many pairs a call, with the heads filled up to the unit's width."""

@@ -1,7 +1,7 @@
 """The programs that an experiment compiles, with the shapes of their arrays. Nothing here is ever allocated."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -44,7 +44,8 @@ class Program:
     """jitted.lower(*args, **options) is what runs.
 
     tower: share of the tower's layers that attend to whole images, which the HLO does not tell; flops: model FLOPs of
-    one run (None where it is not counted); devices: that it runs on
+    one run (None where it is not counted); devices: that it runs on; segments: ids of a row's tokens (`decoder`) and
+    patches (`tower`), by which attention skips
     """
 
     jitted: Callable
@@ -53,12 +54,18 @@ class Program:
     tower: float
     devices: int
     flops: float | None = None
+    segments: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def of(cls, experiment: Experiment, jitted: Callable, *args, flops: float | None = None, **options) -> "Program":
+    def of(
+        cls, experiment: Experiment, jitted: Callable, *args, flops: float | None = None, row: Batch | None = None,
+        **options,
+    ) -> "Program":  # fmt: skip
         c = experiment.network.vision
         full = len([i for i in c.full_attention_layers if i < c.depth])
-        return cls(jitted, args, options, full / c.depth, experiment.mesh.size, flops)
+        parts = {} if row is None else {"decoder": row["segment"], "tower": row["window_segment"]}
+        segments = {part: ids.reshape(-1) for part, ids in parts.items()}
+        return cls(jitted, args, options, full / c.depth, experiment.mesh.size, flops, segments)
 
 
 def full_row(budget: Budget, experiment: Experiment, examples: int) -> Batch:
@@ -76,7 +83,7 @@ def train(experiment: Experiment) -> Program:
     row = align(row, experiment.alignment) if experiment.alignment else row
     flops, _ = batch_flops(experiment.network, row, train_vision="vision" in experiment.like.trained)
     batch = _repeated(row, data.rows, experiment.rows)
-    return Program.of(experiment, experiment.step(), experiment.like, batch, flops=flops * data.rows)
+    return Program.of(experiment, experiment.step(), experiment.like, batch, flops=flops * data.rows, row=row)
 
 
 def _repeated(row: Batch, rows: int, where: NamedSharding) -> dict[str, jax.ShapeDtypeStruct]:

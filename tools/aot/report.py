@@ -96,7 +96,10 @@ def speed(program: Program, of: Compiled, where: Slice) -> dict[str, Any]:
         return {}
     share = _branches(of.text, program.tower)
     by_part = bill.by_part(costs(of.text, program.tower))
-    kernels = [(k, k.pairs(causal=k.part.startswith("decoder"))) for k in arithmetic.kernels(of.text, share)]
+    kernels = [
+        (k, k.pairs(causal=k.part.startswith("decoder"), segment=program.segments.get(k.part.partition(" ")[0])))
+        for k in arithmetic.kernels(of.text, share)
+    ]
     found = roofline.roofline(
         kind, roofline.sizes(where.name), program.devices, kernels=kernels, model_flops=program.flops,
         cycles=sum(here[name] for here in by_part.values() for name in bill.PASSES),
