@@ -22,7 +22,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
-from tqdm import tqdm
 
 from lvr_jax.data.chat import encode_prompt
 from lvr_jax.data.packing import Geometry
@@ -43,6 +42,7 @@ from lvr_jax.evaluation.subject import Subject
 from lvr_jax.models.qwen2_5_vl.layers import Compute
 from lvr_jax.multihost.cell import Cell
 from lvr_jax.multihost.hosts import Hosts, digest
+from lvr_jax.progress import tqdm
 
 # How an item is answered, by extraction rule; every rule that reads a reply needs one to be generated.
 METHODS: Mapping[str, type] = {LIKELIHOOD: Likelihood}

@@ -22,7 +22,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import AxisType
-from tqdm import tqdm
 
 from lvr_jax.checkpoints.fingerprint import fingerprint
 from lvr_jax.latents import conditions as cond
@@ -37,6 +36,7 @@ from lvr_jax.models.compiler_options import Jit
 from lvr_jax.models.qwen2_5_vl.config import TextConfig
 from lvr_jax.models.qwen2_5_vl.layers import Compute
 from lvr_jax.multihost.cell import Cell
+from lvr_jax.progress import tqdm
 
 __all__ = ["KEEP", "Prompts", "SweepResults", "Sweeper", "chunk_size", "read", "run"]
 

@@ -16,9 +16,9 @@ import numpy as np
 from absl import logging
 from etils import epath
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from lvr_jax.data.device import Placement, to_device
+from lvr_jax.progress import tqdm
 from lvr_jax.training import workdir as workdirs
 from lvr_jax.training.checkpointing import Checkpoints, read_run, restore
 from lvr_jax.training.compilation import use_compilation_cache

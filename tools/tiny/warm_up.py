@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from tqdm import tqdm
 
 from lvr_jax.data.digit_pictures import COLOUR_NAMES, DigitScene
 from lvr_jax.data.digit_scenes import DigitSearch
@@ -22,6 +21,7 @@ from lvr_jax.data.tokenizers import ChatTokenizer
 from lvr_jax.models.qwen2_5_vl.config import Config
 from lvr_jax.models.qwen2_5_vl.layout import VisionLayout, vision_layout
 from lvr_jax.models.qwen2_5_vl.model import Images, abstract_model
+from lvr_jax.progress import tqdm
 
 DIGITS = tuple("0123456789")
 NOTHING, UNCLEAR = -1, -2       # labels: a token without a digit; one with too little of it to be judged by

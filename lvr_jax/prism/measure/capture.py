@@ -22,7 +22,6 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
 from lvr_jax.latents import conditions as cond
 from lvr_jax.latents import positions, rollout
@@ -30,6 +29,7 @@ from lvr_jax.latents.routing import blocked
 from lvr_jax.latents.sources import latents_of
 from lvr_jax.latents.sweep import Prompts, Sweeper, prefill, sweep
 from lvr_jax.latents.sweep_files import SweepFiles
+from lvr_jax.progress import tqdm
 
 POSITIONS = (
     "answer", "tagged", "answer_tag", "h0", "latents", "last_latent", "end", "reinjected", "question", "image"

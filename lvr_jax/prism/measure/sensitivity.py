@@ -18,7 +18,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from tqdm import tqdm
 
 from lvr_jax.latents.conditions import ANSWER, LATENT
 from lvr_jax.latents.rollout import Prefix
@@ -28,6 +27,7 @@ from lvr_jax.latents.sweep_files import SweepFiles
 from lvr_jax.models.qwen2_5_vl.layers import Compute
 from lvr_jax.models.qwen2_5_vl.text import Cache, Tokens
 from lvr_jax.prism.measure.items import Items
+from lvr_jax.progress import tqdm
 
 
 @jax.tree_util.register_dataclass

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
 from lvr_jax.data.chat import encode_example
 from lvr_jax.data.packing import collate
@@ -23,6 +22,7 @@ from lvr_jax.latents.sweep_files import SweepFiles
 from lvr_jax.models.qwen2_5_vl.layers import Compute
 from lvr_jax.multihost.cell import Cell
 from lvr_jax.prism.measure.items import Items
+from lvr_jax.progress import tqdm
 
 MANIFEST_KEY = "teacher_forced"
 
