@@ -14,6 +14,7 @@ import numpy as np
 
 from lvr_jax.data import images as image_rules
 from lvr_jax.data.chat_template import TemplateError, render
+from lvr_jax.data.filler import draw_filler
 from lvr_jax.data.sample import (
     ROLE_ANSWER,
     ROLE_IMAGE,
@@ -45,23 +46,36 @@ ANSWER_FORMATS = {
 }
 
 
+# What a token has besides its id: name in Example, type, value unless said otherwise.
+COLUMNS = (
+    ("role", np.int8, ROLE_TEXT), ("loss_mask", bool, False), ("stage", np.int8, 0), ("group", np.int32, 0),
+    ("vision_slot", np.int32, -1),
+)  # fmt: skip
+
+
 class _Sequence:
     """The token arrays of an example under construction."""
 
     def __init__(self) -> None:
-        self.parts: list[tuple[np.ndarray, ...]] = []
+        self.parts: list[tuple[Sequence[int], dict]] = []
         self.pool: list[tuple[int, int]] = []
         self.length = 0
 
-    def add(self, ids, *, role, loss=False, stage=0, group=0, slot=-1) -> None:
-        ids = np.atleast_1d(np.asarray(ids, np.int32))
-        columns = zip((role, loss, stage, group, slot), (np.int8, bool, np.int8, np.int32, np.int32))
-        self.parts.append((ids, *(np.broadcast_to(np.asarray(v, dtype), ids.shape) for v, dtype in columns)))
+    def add(self, ids: Sequence[int], **columns) -> None:
+        """columns: by their names in COLUMNS, one value for all of `ids` or one for each."""
+        self.parts.append((ids, columns))
         self.length += len(ids)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        names = ("tokens", "role", "loss_mask", "stage", "group", "vision_slot")
-        arrays = {name: np.concatenate(column) for name, column in zip(names, zip(*self.parts))}
+        arrays = {name: np.full(self.length, value, dtype) for name, dtype, value in COLUMNS}
+        arrays["tokens"] = tokens = np.empty(self.length, np.int32)
+        start = 0
+        for ids, columns in self.parts:
+            stop = start + len(ids)
+            tokens[start:stop] = ids
+            for name, value in columns.items():
+                arrays[name][start:stop] = value
+            start = stop
         return arrays | {"latent_pool": np.asarray(self.pool, np.int32).reshape(-1, 2)}
 
 
@@ -174,19 +188,18 @@ def _add_prompt(sequence: _Sequence, sample: Sample, tokenizer, template, grids,
     _refuse_reserved(sample.id, "question", sample.question, (*RESERVED, *template.tokens))
     ids = tokenizer.encode(render_prompt(tokenizer, content, system))
     image_pad = tokenizer.id(IMAGE_PAD)
-    merged = grids.astype(np.int64).prod(axis=1) // image_rules.MERGE**2
     repeats = np.ones(len(ids), np.int64)
-    repeats[ids == image_pad] = merged
+    repeats[ids == image_pad] = grids.astype(np.int64).prod(axis=1) // image_rules.MERGE**2
     ids = np.repeat(ids, repeats)
     is_image = ids == image_pad
     slot = np.where(is_image, np.cumsum(is_image) - 1, -1)
-    sequence.add(ids, role=np.where(is_image, ROLE_IMAGE, ROLE_TEXT), slot=slot)
+    sequence.add(ids, role=np.where(is_image, ROLE_IMAGE, ROLE_TEXT), vision_slot=slot)
 
 
 def _add_block(sequence: _Sequence, groups: Sequence[LatentSlots], tokenizer, template: SequenceTemplate) -> None:
     for slots in groups:
         stage = template.stages[slots.stage]
-        sequence.add(tokenizer.id(stage.start), role=ROLE_LATENT, loss=True)
+        sequence.add([tokenizer.id(stage.start)], role=ROLE_LATENT, loss_mask=True)
         if slots.sources:
             if template.pool is not None:
                 sequence.pool += [(sequence.length + i, m) for i, own in enumerate(slots.sources) for m in own]
@@ -195,11 +208,10 @@ def _add_block(sequence: _Sequence, groups: Sequence[LatentSlots], tokenizer, te
                 role=ROLE_LATENT,
                 stage=1 + slots.stage,
                 group=1 + slots.box * len(template.stages) + slots.stage,
-                slot=[own[0] if len(own) else -1 for own in slots.sources],
+                vision_slot=[own[0] if len(own) else -1 for own in slots.sources],
             )
-        if template.latent_end:
-            sequence.add(tokenizer.id(template.latent_end), role=ROLE_ANSWER, loss=True)
-        sequence.add(tokenizer.id(stage.end), role=ROLE_ANSWER, loss=True)
+        ends = [template.latent_end, stage.end] if template.latent_end else [stage.end]
+        sequence.add([tokenizer.id(token) for token in ends], role=ROLE_ANSWER, loss_mask=True)
 
 
 def _finish(sequence: _Sequence, sample: Sample, tokenizer, patches, targets, grids) -> Example:
@@ -233,12 +245,14 @@ def encode_example(
     protocol: str = "train",
     box_rule: str = "packed",
     check_boxes: bool = True,
+    filler: int = 0,
 ) -> Example:
     """A training example: prompt, one latent block a box, answer, `<|im_end|>` and the newline after it.
 
-    A sample without boxes has no block. Cross-entropy falls on every response token except the slots. Raises a
-    DataError that names the sample for an unreadable image, a bad box (unless check_boxes is False: see
-    `latent_slots`), a missing answer or letter, reserved tokens in a text, or counts that do not agree.
+    filler: 0 to so many tokens, drawn by `draw_filler`, precede the reply. A sample without boxes has no block.
+    Cross-entropy falls on every response token except the slots. Raises a DataError that names the sample for an
+    unreadable image, a bad box (unless check_boxes is False: see `latent_slots`), a missing answer or letter, reserved
+    tokens in a text, or counts that do not agree.
     """
     texts = _response_text(sample, template, answer_format)
     for text in texts:
@@ -247,10 +261,13 @@ def encode_example(
     slots = latent_slots(sample, grids, template, box_rule=box_rule, check_boxes=check_boxes)
     sequence = _Sequence()
     _add_prompt(sequence, sample, tokenizer, template, grids, system)
+    if filler:
+        ids, cells = draw_filler(sample.id, tokenizer, filler, len(patches) // image_rules.MERGE**2)
+        sequence.add(ids, vision_slot=cells)
     for i, text in enumerate(texts):        # text i follows block i - 1
         _add_block(sequence, [group for group in slots if group.box == i - 1], tokenizer, template)
         text += f"{IM_END}\n" if i == len(texts) - 1 else ""
-        sequence.add(tokenizer.encode(text), role=ROLE_ANSWER, loss=True)
+        sequence.add(tokenizer.encode(text), role=ROLE_ANSWER, loss_mask=True)
     return _finish(sequence, sample, tokenizer, patches, targets, grids)
 
 

@@ -72,14 +72,16 @@ class DigitScene:
 def paint(scene: DigitScene, noise: int, background: tuple[int, int], rng: np.random.Generator) -> None:
     """Fills in `scene.image`: grey noise, then each digit blended in by its alpha."""
     height, width = scene.image.shape[:2]
-    grey = np.frombuffer(rng.bytes(height * width), np.uint8).reshape(height, width, 1)
-    base = rng.integers(*background)
-    scene.image[:] = (grey.astype(np.uint16) * noise >> 8) + base
+    grey = np.frombuffer(rng.bytes(height * width), np.uint8).reshape(height, width)
+    levels = (np.arange(256, dtype=np.uint16) * noise >> 8) + rng.integers(*background)
+    scene.image[:] = levels.astype(np.uint8)[grey][:, :, None]
     alphas = load_glyphs(int(scene.canvas[0, 2] - scene.canvas[0, 0])).alpha
-    for sample, colour, (x0, y0, x1, y1) in zip(scene.samples, scene.colours, scene.canvas.tolist()):
-        alpha = alphas[sample, :, :, None].astype(np.uint16)
+    alpha = alphas[list(scene.samples), :, :, None].astype(np.uint16)                                # [N, S, S, 1]
+    inked = PALETTE[list(scene.colours)][:, None, None] * alpha + 127
+    clear = 255 - alpha
+    for (x0, y0, x1, y1), ink, rest in zip(scene.canvas.tolist(), inked, clear):
         under = scene.image[y0:y1, x0:x1]
-        under[:] = (under * (255 - alpha) + PALETTE[colour] * alpha + 127) // 255       # fits 16 bits
+        under[:] = (under * rest + ink) // 255          # fits 16 bits
 
 
 def blacked_out(scene: DigitScene, targets: tuple[int, ...]) -> np.ndarray:

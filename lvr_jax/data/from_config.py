@@ -44,7 +44,7 @@ class DataConfig:
     tokenizer: checkpoint folder or tokenizer.json; latent tokens that it lacks are added in the official order.
     sources: name -> {"kind": one of KINDS, "weight": optional, the constructor's fields}.
     tokens, windows, pooled: the budget of a row; rows: of one process's batch; merge, window: the network's geometry.
-    template .. check_boxes: as `encode_example`. seed .. patience: as `Settings` (max_per_row = 0: full packing).
+    template .. filler: as `encode_example`. seed .. patience: as `Settings` (max_per_row = 0: full packing).
     workers, prefetch: as `Pipeline`.
     """
 
@@ -64,6 +64,7 @@ class DataConfig:
     max_pixels: int = LVR_PIXELS[1]
     box_rule: str = "packed"
     check_boxes: bool = True
+    filler: int = 0
     seed: int = 0
     shuffle: bool = True
     epochs: int | None = None
@@ -88,6 +89,8 @@ class DataConfig:
         for name, choices in (("template", TEMPLATES), ("answer_format", ANSWER_FORMATS), ("protocol", PROTOCOLS)):
             if fields.get(name, known[name].default) not in choices:
                 raise DataError(f"data.{name} = {fields[name]!r}: expected one of {', '.join(choices)}")
+        if not isinstance(filler := fields.get("filler", 0), int) or filler < 0:
+            raise DataError(f"data.filler = {filler!r}: expected a whole number, at least 0")
         return cls(**fields)
 
     @property
@@ -131,7 +134,7 @@ def make_tokenizer(data: DataConfig) -> ChatTokenizer:
 
 def make_encode(data: DataConfig, tokenizer: ChatTokenizer | None = None) -> Callable[[Sample], Example]:
     """Sample -> training Example, as the config says; pickles."""
-    names = ("min_pixels", "max_pixels", "answer_format", "system", "protocol", "box_rule", "check_boxes")
+    names = ("min_pixels", "max_pixels", "answer_format", "system", "protocol", "box_rule", "check_boxes", "filler")
     return functools.partial(
         encode_example,
         tokenizer=tokenizer or make_tokenizer(data),

@@ -10,6 +10,7 @@ column, then the 2 x 2 patches of a merged token.
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -56,13 +57,19 @@ def vision_layout(
     """Lays the images and videos of one row out in windows.
 
     grids: [n, 3], (t, h, w) in patches; window: side of a window in merged tokens; budget: W to pad to.
-    Raises LayoutError if a grid does not divide into merged tokens or the windows exceed the budget.
+    Raises LayoutError if a grid does not divide into merged tokens or the windows exceed the budget. Rows of the same
+    grids share one layout, whose arrays are read-only.
     """
+    key = tuple(map(tuple, np.asarray(grids, np.int64).reshape(-1, 3).tolist()))
+    return _vision_layout(key, merge, window, budget)
+
+
+@functools.lru_cache(maxsize=64)
+def _vision_layout(grids: tuple[tuple[int, ...], ...], merge: int, window: int, budget: int | None) -> VisionLayout:
     S = (window * merge) ** 2
     patch_slots, merged_slots, frames, ids = [], [], [], []
     windows = frame = 0
-    for grid in np.asarray(grids, np.int64).reshape(-1, 3):
-        t, h, w = (int(x) for x in grid)
+    for t, h, w in grids:
         if min(t, h, w) < 1 or h % merge or w % merge:
             raise LayoutError(f"grid {(t, h, w)}: height and width must be positive multiples of {merge} patches")
         across = -(-(w // merge) // window)
@@ -85,12 +92,13 @@ def vision_layout(
     segments, rotary_ids = np.zeros(W * S, np.int32), np.zeros((W * S, 2), np.int32)
     segments[patch_slot] = joined(frames)
     rotary_ids[patch_slot] = joined(ids, (2,))
-    return VisionLayout(
-        patch_slot.astype(np.int32),
-        joined(merged_slots).astype(np.int32),
-        segments.reshape(W, S),
+    arrays = (
+        patch_slot.astype(np.int32), joined(merged_slots).astype(np.int32), segments.reshape(W, S),
         rotary_ids.reshape(W, S, 2),
-    )
+    )  # fmt: skip
+    for array in arrays:
+        array.flags.writeable = False
+    return VisionLayout(*arrays)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,8 +153,11 @@ def mrope_positions(
         if is_video[first]:
             step = next(seconds, 1.0)
             interval = tokens_per_second * (int(step) if rule.whole_seconds else step)
-        f, r, c = np.meshgrid(np.arange(t), np.arange(h // merge), np.arange(w // merge), indexing="ij")
-        block = np.stack([(f * interval).astype(np.int64), r, c]).reshape(3, -1)
+        rows, columns = h // merge, w // merge
+        block = np.empty((3, t, rows, columns), np.int64)
+        block[0] = (np.arange(t) * interval).astype(np.int64)[:, None, None]
+        block[1], block[2] = np.arange(rows)[:, None], np.arange(columns)
+        block = block.reshape(3, -1)
         positions[:, first : first + count] = start + block
         start += 1 + int(block.max()) if rule.after_all_axes else int(max(h, w)) // merge
         at = first + count
