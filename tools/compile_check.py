@@ -7,7 +7,7 @@
 Needs libtpu (pip install -e '.[tpu]'), no TPU, no weights and no tokenizer: shapes come from the checkpoint's
 config.json, or, where that is not here, from the published size. Any field of the config is an override; what an item
 of a sweep is, the flags say. `--search` finds the most rows that fit, by compiling. `--json FILE` adds the records to
-those in FILE; `--show FILE` prints such a file.
+those in FILE; `--show FILE` prints such a file as a page (tools/aot/README.md).
 
 Each program is compiled with the options that a run has (lvr_jax.models.compiler_options). After the table comes a bill
 of each: the compiler's own cycles by part of the network, loops counted, and a roofline (aot.roofline). Memory and
@@ -44,7 +44,7 @@ EFFORT = flags.DEFINE_float("effort", 0.0, "Of the compiler, -1 to 1. A run has 
                             "overlaps less and may need less memory: for a first look.")  # fmt: skip
 OPTION = flags.DEFINE_multi_string("option", [], "NAME=VALUE of XLA, tried instead of what a run has.")
 JSON = flags.DEFINE_string("json", None, "File that the records are added to.")
-SHOW = flags.DEFINE_string("show", None, "Print the table of such a file and do nothing else.")
+SHOW = flags.DEFINE_string("show", None, "Print such a file as a page and do nothing else.")
 
 
 def parse(arguments: list[str]) -> list[str]:
@@ -73,9 +73,9 @@ def main(arguments: list[str]) -> int:
 
     try:
         if SHOW.value is not None:
-            from aot.report import table
+            from aot.page import page
 
-            print(table(_held(Path(SHOW.value))))
+            print(page(_held(Path(SHOW.value))))
             return 0
         rows = _checked(arguments)
     except (
@@ -143,7 +143,7 @@ def _said(topology: str, program: str) -> list[str]:
 
 def _held(path: Path) -> list[dict]:
     """The records of a file. OSError if there is none, ConfigFieldError if it holds something else."""
-    from aot.report import line
+    from aot.page import page
     from lvr_jax.training.config_fields import ConfigFieldError
 
     try:
@@ -151,8 +151,8 @@ def _held(path: Path) -> list[dict]:
     except ValueError as error:
         raise ConfigFieldError(f"{path}: not JSON ({error})") from None
     try:
-        sound = isinstance(held, list) and all(line(row) and row["command"] for row in held)
-    except (AttributeError, KeyError, TypeError):       # a record that lacks what the table shows
+        sound = isinstance(held, list) and all(row["command"] for row in held) and bool(page(held))
+    except (AttributeError, KeyError, TypeError):       # a record that lacks what the page shows
         sound = False
     if not sound:
         raise ConfigFieldError(f"{path}: expected a list of records, as --json FILE writes it")

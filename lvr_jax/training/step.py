@@ -2,6 +2,11 @@
 
 One jitted program with shardings from the state: donated state, gradients accumulated by `lax.scan`. What divides the
 losses is counted over the whole batch beforehand, so that cutting it differently gives the same step.
+
+Gradients: a chip's part of the gradient of a block's weights is accumulated in fp32, rounded to the type of the
+computation (bf16 on TPUs) and summed over the chips in that type. Micro-batches are added up in fp32, and the gradient
+of the table of tokens is fp32 throughout. Summing over chips in fp32 would double the bytes of a sum that nothing
+hides: 0.9 s instead of 0.45 s of a step of 3B on v5e-16, at the peak of the links (2026-11).
 """
 
 import dataclasses

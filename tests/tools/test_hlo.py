@@ -52,6 +52,8 @@ def test_collectives_are_counted_once_a_turn_of_their_loop():
         "reduce-scatter": {"times": 1, "bytes": 8 * 4 * 4},
         "collective-permute": {"times": 36, "bytes": 36 * 2 * 4 * 4},
     }
+    exposed = {c.kind for c in collectives.collectives(HLO) if c.exposed}
+    assert exposed == {"all-reduce", "reduce-scatter"}, "the others run in pieces or between start and end"
 
 
 TWO_SLICES = """HloModule jit_step, is_scheduled=true
@@ -174,6 +176,10 @@ ENTRY %main (x: bf16[512,80], w: bf16[36,80,256], n: s32[], s: bf16[16]) -> bf16
 "xprof_metadata":"{\\"block_q\\": 512, \\"block_kv\\": 1024}"
 }}, metadata={op_name="jit(step)/transpose(jvp())/checkpoint/rematted_computation/pallas_call" stack_frame_id=6}, backend_config={}
   %copied = bf16[512,80]{0,1:T(8,128)(2,1)} copy(%x), backend_config={"window_config":{"estimated_cycles":"30"}}
+  %up = (bf16[512,80]{1,0:T(8,128)(2,1)S(1)}, bf16[512,80]{1,0:T(8,128)(2,1)}, u32[]{:S(2)}) copy-start(%x)
+  %upped = bf16[512,80]{1,0:T(8,128)(2,1)S(1)} copy-done(%up)
+  %some = ((bf16[512,80]{1,0:T(8,128)(2,1)}), bf16[64,80]{1,0:T(8,128)(2,1)S(1)}, s32[]{:S(2)}) slice-start(%x), slice={[0:64], [0:80]}
+  %somed = bf16[64,80]{1,0:T(8,128)(2,1)S(1)} slice-done(%some)
   ROOT %fusion = bf16[512,256]{1,0:T(8,128)(2,1)} fusion(%copied, %w, %n), kind=kOutput, calls=%product, backend_config={"window_config":{"estimated_cycles":"5000"}}
 }
 """  # noqa: E501
@@ -228,22 +234,28 @@ def test_hbm_traffic_counts_tiles_slices_and_what_lies_on_chip():
     """80 numbers take 128 places, of stacked weights one layer is read, and VMEM is not HBM."""
     conditional = 2 * (2 * 16 * 2)
     kernel = 2 * 512 * 128 * 4
-    copy = 512 * 128 * 2 + 512 * 80 * 2             # the copy's minor dimension is the 512
+    copy = 512 * 128 * 2 + 512 * 80 * 2             # of the copy, 512 is the minor dimension
     fusion = 512 * 80 * 2 + 80 * 256 * 2 + 4 + 512 * 256 * 2
-    assert traffic.hbm_bytes(NETWORK) == conditional + kernel + copy + fusion
+    up = 512 * 128 * 2 + 64 * 128 * 2               # read here and written to VMEM
+    assert traffic.hbm_bytes(NETWORK) == conditional + kernel + copy + fusion + up
 
 
 def test_the_roofline_is_the_slowest_unit_and_the_plan_has_the_kernels_added():
     (kernel,) = arithmetic.kernels(NETWORK)
-    moved = [collectives.Collective("all-reduce", (hlo.Array("f32", (10**9,)),), 1)]
+    moved = [
+        collectives.Collective("all-reduce", (hlo.Array("f32", (10**9,)),), 1),
+        collectives.Collective("all-gather", (hlo.Array("f32", (10**9,)),), 1, exposed=True),
+        collectives.Collective("all-gather", (hlo.Array("f32", (10**9,)),), 1, between_slices=True, exposed=True),
+    ]
     found = roofline.roofline(
         "TPU v5 lite", (4, 4), 16, cycles=3e9, products=197e12, kernels=[(kernel, 197e12 / (4 * 16 * 128))],
         hbm_bytes=819e9, moved=moved, model_flops=16 * 197e12,
     )  # fmt: skip
-    assert found.plan == pytest.approx(2 + 1) and found.kernels == pytest.approx(1)
+    assert found.plan == pytest.approx(2 + 1 + 0.04) and found.kernels == pytest.approx(1)
     assert found.mxu == pytest.approx(1 + 1) and found.hbm == pytest.approx(1)
-    assert found.ici == pytest.approx(2 * 4e9 / (2 * 50e9)) and found.bound_by == "MXU"
-    assert found.mfu == pytest.approx(1 / 3) and found.roof == pytest.approx(1 / 2)
+    assert found.ici == pytest.approx((2 * 4e9 + 4e9) / (2 * 50e9)) and found.bound_by == "MXU"
+    assert found.exposed == pytest.approx(0.04)
+    assert found.mfu == pytest.approx(1 / 3.04) and found.roof == pytest.approx(1 / 2)
 
 
 @pytest.mark.parametrize("kind, sizes, expected", [

@@ -19,12 +19,14 @@ _BETWEEN = re.compile(
 @dataclasses.dataclass(frozen=True)
 class Collective:
     """kind: one of KINDS; arrays: what a chip has of it afterwards (before, for a reduce-scatter of one array); times:
-    how often a run of the program does it; between_slices: over the data-centre network."""
+    how often a run of the program does it; between_slices: over the data-centre network; exposed: nothing runs beside
+    it."""
 
     kind: str
     arrays: tuple[Array, ...]
     times: int
     between_slices: bool = False
+    exposed: bool = False
 
     @property
     def bytes(self) -> int:
@@ -38,7 +40,7 @@ def collectives(text: str) -> list[Collective]:
     two, whatever their channel. Between slices a collective is a pair of transfers.
     """
     parts = hlo.computations(text)
-    runs = hlo.times(parts)
+    runs, alone = hlo.times(parts), hlo.times(parts, fused=False)
     within: dict[tuple, dict[str, list[Collective]]] = {}
     between: dict[tuple, Collective] = {}
     for name, lines in parts.items():
@@ -55,7 +57,8 @@ def collectives(text: str) -> list[Collective]:
                 elif match["kind"] == "reduce-scatter":
                     result = [max([*result, *arrays(line)], key=lambda a: a.bytes)]
                 pieces = within.setdefault((match["id"], match["kind"]), {})
-                pieces.setdefault(name, []).append(Collective(match["kind"], tuple(result), count))
+                exposed = name in alone and not match["start"]      # else a piece in a fusion, beside a product
+                pieces.setdefault(name, []).append(Collective(match["kind"], tuple(result), count, exposed=exposed))
     largest = [max(pieces.values(), key=lambda each: sum(c.bytes for c in each)) for pieces in within.values()]
     return [c for each in largest for c in each] + list(between.values())
 

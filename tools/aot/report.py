@@ -130,7 +130,7 @@ def _gib(size: int | None) -> str:
 def line(r: dict[str, Any]) -> dict[str, str]:
     """A record as a person reads it: GiB a chip, GB moved a chip and run, 1e12 model FLOPs a run, seconds of a run as
     planned and of each unit at its peak, and the bound that the plan sets on model FLOPs utilisation."""
-    speed = r.get("speed", {})
+    speed = r["speed"]
     seconds = speed.get("seconds", {})
     shown = lambda name: f"{seconds[name]:.3g}" if name in seconds else ""  # noqa: E731
     moved = ", ".join(f"{kind} {of['bytes'] / 1e9:.2f}" for kind, of in r["collectives"].items())
@@ -166,7 +166,8 @@ def shown_bill(r: dict[str, Any]) -> str:
     width = max(len(each[0]) for each in lines)
     text = [f"{r['config']}, {r['program']}, {r['slice']} ({r['topology']})"]
     text += ["  ".join([each[0].ljust(width), *(cell.rjust(8) for cell in each[1:])]) for each in lines]
-    plan = f"plan {seconds['plan']:.3g} s, of it kernels at the peak {seconds['kernels']:.3g} s; "
+    plan = f"plan {seconds['plan']:.3g} s, of it kernels at the peak {seconds['kernels']:.3g} s and collectives that "
+    plan += f"nothing hides {seconds['exposed']:.3g} s; "
     text.append(plan + ", ".join(f"{name.upper()} {seconds[name]:.3g} s" for name in ("mxu", "hbm", "ici")))
     if "mfu" in speed:
         text[-1] += f"; MFU at most {speed['mfu']:.1%} by the plan, {speed['roof']:.1%} by {speed['bound_by']}"

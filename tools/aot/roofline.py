@@ -1,8 +1,9 @@
 """How fast a program can be at best: the compiler's plan, and the time that each unit of a chip needs at its peak.
 
-The plan is the compiler's cycles at the chip's clock, and Pallas kernels added from their FLOPs at the matrix unit's
-peak (heads filled up to the unit's width), since the compiler says nothing of them. Real kernels of this kind reach 36
-to 60 % of the peak, so the plan is a bound and not a forecast. The roofline is coarser: products and kernels at the
+The plan is the compiler's cycles at the chip's clock, with what the compiler says nothing of: Pallas kernels, from
+their FLOPs at the matrix unit's peak (heads filled up to the unit's width), and collectives that nothing runs beside,
+from their bytes at the peak of the links. Real kernels of this kind reach 36 to 60 % of the peak, so the plan is a
+bound and not a forecast. The roofline is coarser: products and kernels at the
 peak, bytes at the bandwidth of HBM and of the links between chips, the largest of the three.
 """
 
@@ -48,11 +49,12 @@ def links(sizes: Sequence[int], chip: Chip) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Roofline:
-    """Seconds of one run. plan: compiler's cycles and kernels; kernels: their part; useful: model FLOPs at the peak
+    """Seconds of one run. plan: the compiler's cycles, kernels and exposed collectives; useful: model FLOPs at the peak
     (None where they are not counted)."""
 
     plan: float
     kernels: float
+    exposed: float
     mxu: float
     hbm: float
     ici: float
@@ -83,10 +85,12 @@ def roofline(
     chip, peak = CHIPS[kind], PEAK[kind]
     inside = sum(kernel.flops(pairs, chip.unit) for kernel, pairs in kernels) / peak
     # What a chip sends: a sum is a scatter and a gather.
-    ici = sum(c.bytes * (2 if c.kind == "all-reduce" else 1) for c in moved if not c.between_slices)
+    sent = [(c, c.bytes * (2 if c.kind == "all-reduce" else 1)) for c in moved if not c.between_slices]
+    speed = links(topology, chip) * chip.link
+    exposed = sum(size for c, size in sent if c.exposed) / speed
     return Roofline(
-        plan=cycles / chip.clock + inside, kernels=inside, mxu=products / peak + inside, hbm=hbm_bytes / chip.hbm,
-        ici=ici / (links(topology, chip) * chip.link),
+        plan=cycles / chip.clock + inside + exposed, kernels=inside, exposed=exposed, mxu=products / peak + inside,
+        hbm=hbm_bytes / chip.hbm, ici=sum(size for _, size in sent) / speed,
         useful=None if model_flops is None else model_flops / (peak * devices),
     )  # fmt: skip
 

@@ -10,8 +10,7 @@ from aot import hlo
 from aot.hlo import Array, Instruction
 
 _FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all",
-         "partition-id", "copy-done", "all-gather-done", "all-reduce-done", "collective-permute-done", "send-done",
-         "recv-done", "async-done", "opt-barrier", "iota")  # fmt: skip
+         "partition-id", "opt-barrier", "iota")  # fmt: skip
 Parts = dict[str, list[Instruction]]
 
 
@@ -23,7 +22,8 @@ def hbm_bytes(text: str, share: hlo.Share = hlo.all_taken) -> float:
     for name, lines in parts.items():
         if runs.get(name):
             shapes = {each.name: each.arrays for each in lines}
-            total += runs[name] * sum(_touched(each, shapes, parts) for each in lines if each.opcode not in _FREE)
+            total += runs[name] * sum(_touched(each, shapes, parts) for each in lines
+                                     if each.opcode not in _FREE and not each.opcode.endswith("-done"))  # fmt: skip
     return total
 
 
@@ -39,9 +39,13 @@ def _touched(each: Instruction, shapes: dict[str, list[Array]], parts: Parts) ->
             written, _written(each.called, parts))  # fmt: skip
     if each.opcode in ("dynamic-slice", "slice", "gather"):
         return 2 * written
+    if each.opcode in ("slice-start", "dynamic-slice-start"):       # ((operand), result, context)
+        return sum(array.held * (2 - array.on_chip) for array in each.arrays[1:2])
     if each.opcode == "dynamic-update-slice":
         return 2 * read[1]
-    if each.opcode.endswith("-start"):          # (operands, results, context): the result is an alias of the last
+    if each.opcode == "copy-start":             # (result, operand, context)
+        return sum(read) + _size(each.arrays[:1])
+    if each.opcode.endswith("-start"):          # (operands, results, context)
         return sum(read) + _size([max(each.arrays, key=lambda a: a.bytes)]) if each.arrays else 0
     return sum(read) + written
 
