@@ -44,7 +44,7 @@ BLOCKS = Blocks()
 
 
 def split_padding(segment: jax.Array, size: int) -> jax.Array:
-    """Segment ids [B, T] with padding (0) in segments of its own of `size` places at most, after all others.
+    """Segment ids [B, T] with padding (0) in segments of its own, of `size` places at most.
 
     What padding sees is nobody's concern, so that it need not see all other padding.
     """
@@ -54,11 +54,14 @@ def split_padding(segment: jax.Array, size: int) -> jax.Array:
 def visible_blocks(segment: jax.Array, queries: int, keys: int, causal: bool) -> jax.Array:
     """[Q, S] bool of one row: which blocks of so many queries and keys may hold a query and a key that it sees.
 
-    Exact where ids never fall along the row, as packing lays them out; otherwise true a little too often, never too
-    seldom.
+    Exact where segments follow one another and padding (0) comes last, as packing lays tokens out. A slot that is empty
+    amid an image goes with what is before it. Otherwise true a little too often, never too seldom.
     """
+    place = jnp.arange(len(segment))
+    before = jax.lax.cummax(jnp.where(segment > 0, place, -1))                           # the last place that is filled
+    order = jnp.where(place > before[-1], 2**30 + place, segment[jnp.maximum(before, 0)])
     (q_first, q_last), (k_first, k_last) = (
-        (x.min(1), x.max(1)) for x in (segment.reshape(-1, queries), segment.reshape(-1, keys))
+        (x.min(1), x.max(1)) for x in (order.reshape(-1, queries), order.reshape(-1, keys))
     )
     seen = (q_first[:, None] <= k_last) & (k_first <= q_last[:, None])
     if causal:
@@ -99,18 +102,18 @@ def splash_attention(q, k, v, segment, *, causal: bool, interpret: bool = False)
             partial_mask_blocks=None, q_sequence=jnp.arange(T, dtype=jnp.int32) if causal else None,
         )  # fmt: skip
 
-    def row(q, k, v, segment):
+    def row(q, k, v, segment, ids):
         """q [K, G, T, H]; k, v [K, T, H]."""
         seen = visible_blocks(segment, sides.queries, sides.keys, causal)
         forward = mask(seen, _next(seen.reshape(-1)).reshape(seen.shape) % seen.shape[1])
         seen = visible_blocks(segment, sides.back_queries, sides.back_keys, causal)
         backward = mask(seen, jax.vmap(_next, 1, 1)(seen))
         kernel = kernels.SplashAttentionKernel(forward, None, backward, **settings)
-        return jax.vmap(kernel, in_axes=(0, 0, 0, None))(q, k, v, kernels.SegmentIds(q=segment, kv=segment))
+        return jax.vmap(kernel, in_axes=(0, 0, 0, None))(q, k, v, kernels.SegmentIds(q=ids, kv=ids))
 
     q = (q * H**-0.5).reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)               # [B, K, G, T, H]
     k, v = (x.transpose(0, 2, 1, 3) for x in (k, v))                                     # [B, K, T, H]
-    out = jax.vmap(row)(q, k, v, split_padding(segment, sides.queries))
+    out = jax.vmap(row)(q, k, v, segment, split_padding(segment, sides.queries))
     return out.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
 
 

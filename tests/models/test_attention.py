@@ -217,6 +217,7 @@ def test_splash_skips_blocks_of_other_segments_and_changes_nothing(monkeypatch, 
     monkeypatch.setattr(splash_attention, "BLOCKS", sides)
     rng, T = np.random.default_rng(10), 1280
     segment = jnp.array([packed(100, 300, 500, T=T), packed(1280, T=T), packed(256, 256, 600, T=T), packed(T=T)])
+    segment = segment.at[0, 200:220].set(0).at[2, 240:300].set(0)       # empty slots, as at an image's edge
     queries, keys = random_queries(rng, 4, T, 2, 16), random_keys(rng, 4, T, 1, 16, causal=causal)
     # What padding sees is nobody's concern: neither its result nor, in a loss without it, its gradient.
     real = (segment > 0)[:, :, None, None]
@@ -232,19 +233,23 @@ def test_splash_skips_blocks_of_other_segments_and_changes_nothing(monkeypatch, 
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("queries, keys", [(4, 4), (8, 4), (4, 16)])
 def test_the_blocks_that_splash_computes_are_those_that_hold_a_pair(queries, keys, causal):
-    """Counted pair by pair, over packed rows of random lengths."""
+    """Counted pair by pair, over packed rows of random lengths; slots that are empty amid an image cost no block."""
     rng = np.random.default_rng(11)
+    blocks = lambda ids: np.asarray(splash_attention.visible_blocks(jnp.array(ids), queries, keys, causal))  # noqa: E731
+    place = np.arange(128)
+
+    def hold(pairs):
+        pairs = pairs & (place[:, None] >= place) if causal else pairs
+        return pairs.reshape(128 // queries, queries, 128 // keys, keys).any((1, 3))
+
     for _ in range(20):
-        lengths = rng.integers(1, 30, 4)
-        segment = np.asarray(splash_attention.split_padding(jnp.array(packed(*lengths, T=128))[None], 8))[0]
-        pairs = segment[:, None] == segment[None]
-        pairs &= np.arange(128)[:, None] >= np.arange(128) if causal else True
-        expected = pairs.reshape(128 // queries, queries, 128 // keys, keys).any((1, 3))
-        found = splash_attention.visible_blocks(jnp.array(segment), queries, keys, causal)
-        np.testing.assert_array_equal(found, expected)
-    mixed = jnp.array(rng.integers(1, 4, 128))          # in no order: true wherever there is a pair
-    pairs = (mixed[:, None] == mixed).reshape(128 // queries, queries, 128 // keys, keys).any((1, 3))
-    assert np.asarray(splash_attention.visible_blocks(mixed, queries, keys, False))[pairs].all()
+        ids = packed(*rng.integers(1, 30, 4), T=128)
+        seen = blocks(ids)
+        np.testing.assert_array_equal(seen, hold((ids[:, None] == ids) & (ids > 0) | np.eye(128, dtype=bool)))
+        inside = (ids > 0) & (np.roll(ids, 1) == ids) & (np.roll(ids, -1) == ids)       # neither first nor last
+        np.testing.assert_array_equal(blocks(np.where(inside & (rng.random(128) < 0.5), 0, ids)), seen)
+    mixed = rng.integers(1, 4, 128)                     # in no order: true wherever there is a pair
+    assert blocks(mixed)[hold(mixed[:, None] == mixed)].all()
 
 
 @pytest.mark.parametrize("policy, forward_passes", [("block", 2), ("attention", 1)])

@@ -4,6 +4,7 @@ import dataclasses
 import math
 import re
 
+import jax.numpy as jnp
 import numpy as np
 
 from aot import bill, hlo
@@ -76,11 +77,10 @@ class Kernel:
         segment: ids of the row's tokens or patches, whose blocks of other segments are skipped; None: nothing is known
         of them.
         """
-        (q, k), (T, S) = self.block, (self.queries, self.keys)
+        q, k = self.block
         if segment is None:
-            segment = np.ones(T, np.int32)
-        ids = splash_attention.split_padding(segment[None], splash_attention.BLOCKS.of(T).queries)[0]
-        return float(q * k * splash_attention.visible_blocks(ids, q, k, causal).sum()) if T == S else float(T * S)
+            segment = np.ones(self.queries, np.int32)
+        return float(q * k * splash_attention.visible_blocks(jnp.array(segment), q, k, causal).sum())
 
     def flops(self, pairs: float, unit: int) -> float:
         """MXU work, when each head computes so many pairs a call, with the heads filled up to the unit's width."""
