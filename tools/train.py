@@ -68,7 +68,7 @@ def main(arguments: list[str]) -> int:
         if CONFIG.value is None or WORKDIR.value is None:
             raise ConfigFieldError("expected --config FILE[:SIZE] and --workdir FOLDER; see --help")
         initialize()
-        hosts = Hosts.here("train")
+        hosts = Hosts.here("train", signals=False)
         agree(hosts, CONFIG.value, WORKDIR.value)
         outcome = train(CONFIG.value, WORKDIR.value)
         hosts.finish()

@@ -79,17 +79,19 @@ class Hosts:
     _done: threading.Event = dataclasses.field(default_factory=threading.Event, compare=False, repr=False)
 
     @classmethod
-    def here(cls, program: str = "") -> Hosts:
+    def here(cls, program: str = "", *, signals: bool = True) -> Hosts:
         """The processes that jax.distributed joined; a failure that one of them tells of ends this one (`leave`).
 
-        Signals are heeded from here on; JAX's own handler would only take notice of them.
+        signals: heed them from here on (JAX's own handler would only take notice of them); not for training, whose
+        loop saves a step that all hosts agree on first.
         """
+        stop = StopSignal() if signals else None
         if jax.process_count() == 1:
-            return cls(program=program, stop=StopSignal())
+            return cls(program=program, stop=stop)
         from jax._src.distributed import global_state  # no public door to the key-value store (jax 0.10.2)
 
         patience = float(os.environ.get(PATIENCE, cls.patience))
-        hosts = cls(jax.process_index(), jax.process_count(), global_state.client, program, patience, StopSignal())
+        hosts = cls(jax.process_index(), jax.process_count(), global_state.client, program, patience, stop)
         threading.Thread(target=hosts._watch, name="hosts", daemon=True).start()
         return hosts
 

@@ -58,9 +58,8 @@ def digest(folder: str | os.PathLike) -> str:
     if not place.exists():
         return "missing"
     found = hashlib.sha256()
-    for path in sorted(place.rglob("*")) if place.is_dir() else [place]:
-        if path.is_dir():
-            continue
+    paths = [epath.Path(parent) / name for parent, _, names in os.walk(place) for name in names]
+    for path in sorted(paths) if place.is_dir() else [place]:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             found.update(f"{path.relative_to(place)} {size}\n".encode())

@@ -75,7 +75,9 @@ def test_lines_and_events_arrive_in_a_bucket_and_go_on_there(store):
 
 
 def test_a_bucket_without_access_ends_nothing(store, caplog):
+    caplog.set_level("WARNING", logger="absl")
     writer = Writer("gs://bucket/denied")
+
     def refuse(name):
         if "denied" in name:
             raise Refused(403, "no access")
