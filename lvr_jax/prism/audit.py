@@ -46,7 +46,7 @@ from lvr_jax.prism.outcomes import (
 from lvr_jax.prism.probes import content, readout
 from lvr_jax.prism.statistics.intervals import wilson
 
-FORMAT = 3      # of audit.json; a change makes every analysis run again
+FORMAT = 4      # of audit.json; a change makes every analysis run again
 
 
 @dataclasses.dataclass(frozen=True)
