@@ -25,7 +25,7 @@ PRISM = (
     "--config.switches=max_new_tokens=12", "--config.force_latents=True", "--config.draws=100",
     "--config.gallery=1", "--config.conditions.names=zero", "--config.conditions.sigmas=()",
     "--config.conditions.crossed=", "--config.conditions.contexts=", "--config.patching.count=0",
-    "--config.conditions.alphas=()", "--config.conditions.per_latent=()", "--config.attention=()",
+    "--config.conditions.alphas=()", "--config.conditions.per_latent=", "--config.attention=",
     "--config.probes.controls=2", "--config.probes.ladder=()", "--config.alignment.count=4",
     "--config.sensitivity.count=0", "--noprogress",
 )  # fmt: skip
