@@ -18,6 +18,7 @@ import numpy as np
 from etils import epath
 
 from lvr_jax.evaluation.protocol import Budget
+from lvr_jax.files.whole_file import write_whole
 from lvr_jax.latents import conditions as cond
 from lvr_jax.latents import sweep as sweeps
 from lvr_jax.latents.decoding import Decoding
@@ -403,9 +404,7 @@ def cached(path: epath.Path, key: str, make: Callable[[], dict]) -> dict:
         if held.get("key") == key:
             return held["analysis"]
     made = make()
-    temporary = path.parent / (path.name + ".partial")
-    temporary.write_text(json.dumps({"key": key, "analysis": made}, indent=1, allow_nan=False) + "\n")
-    temporary.replace(path)
+    write_whole(path, json.dumps({"key": key, "analysis": made}, indent=1, allow_nan=False) + "\n")
     return json.loads(path.read_text())["analysis"]
 
 

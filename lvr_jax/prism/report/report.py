@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from lvr_jax.checkpoints.errors import disk_full_is_one_line
 from lvr_jax.files.csv_io import to_csv
 from lvr_jax.files.names import file_name
+from lvr_jax.files.whole_file import write_whole
 from lvr_jax.prism.audit import Audit
 from lvr_jax.prism.measure.corruptions import is_content
 from lvr_jax.prism.report import (
@@ -203,7 +204,5 @@ class _Files:
         path = self.folder / name
         with disk_full_is_one_line(self.folder):
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.parent / (path.name + ".partial")
-            temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-            temporary.replace(path)
+            write_whole(path, content)
         return path
