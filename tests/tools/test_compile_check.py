@@ -106,7 +106,8 @@ def test_the_3b_step_moves_weights_and_not_activations(short):
 
 def test_the_3b_step_holds_no_logits_of_a_row_and_no_scores_of_a_sequence(short):
     experiment, found = short
-    V, chunk = experiment.network.text.vocab, experiment.recipe.objective.chunk
+    V, most = experiment.network.text.vocab, experiment.recipe.objective.chunk
+    chunk = -(-T // -(-T // most))          # a row in equal parts, none larger than the config's
     arrays = hlo.arrays(found.text)
     weights = {2048, 512}
     logits = {a.shape for a in arrays if V in a.shape and a.dtype == "f32" and not weights & set(a.shape)}
