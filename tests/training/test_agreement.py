@@ -48,13 +48,6 @@ def test_a_missing_folder_is_a_value_and_a_bucket_is_its_name(tmp_path):
     assert digest(tmp_path) != "missing"
 
 
-def test_one_host_has_nobody_to_agree_with():
-    class Alone:
-        count = 1
-
-    agree(Alone(), None, "nowhere")
-
-
 PROGRAM = """
 import sys, runs
 from lvr_jax.multihost.hosts import Hosts, HostsError

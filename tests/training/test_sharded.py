@@ -94,17 +94,23 @@ def test_both_processes_and_one_alone_read_the_same_examples(moved):
 @pytest.fixture(scope="module")
 def interleaved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("interleaved")
-    for count in (1, 2):
+    for count in (1, 2, 4):
         processes({**INTERLEAVED, "order": ORDER, "workdir": str(folder / str(count))}, count)
     return folder
 
 
-@pytest.mark.parametrize("count", [2])
-def test_processes_whose_devices_interleave_equal_one_bit_for_bit(interleaved, count):
+@pytest.mark.parametrize("count, rounding", [(2, 0), (4, 2e-6)])
+def test_processes_whose_devices_interleave_equal_one(interleaved, count, rounding):
+    """Two are the one bit for bit. Four see the same rows; their parts of a gradient are summed in another order, which
+    leaves parameters and moments apart by a few roundings of fp32.
+
+    In four processes the second holds rows 2, 3, 6 and 7 of 8, and shares them with the third and the fourth.
+    """
     one, other = interleaved / "1", interleaved / str(count)
     a, b = runs.leaves(one, 2), runs.leaves(other, 2)
     assert a.keys() == b.keys() and len(a) > 50
-    assert [path for path in a if not np.array_equal(a[path], b[path])] == []
+    apart = {path: np.abs(a[path] - b[path]).max() / (np.abs(a[path]).max() or 1) for path in a}
+    assert {path: x for path, x in apart.items() if x > rounding} == {}
     said = [[{k: v for k, v in row.items() if "second" not in k and "wait" not in k} for row in runs.metrics(x)]
             for x in (one, other)]  # fmt: skip
     assert said[0] == said[1] and [row["step"] for row in said[0]] == [1, 2]
