@@ -19,6 +19,16 @@ TRAIN = (
     "--config.held_out.every=0", "--config.checkpoint.every=2", "--config.log.every=1",
     "--config.log.progress=False",
 )  # fmt: skip
+PRISM = (
+    "prism.py", "--config", "configs/prism.py", "--config.benchmark=digit_search",
+    "--config.options=size=8, options=2", "--config.budget=2", "--config.rows=8",
+    "--config.switches=max_new_tokens=12", "--config.force_latents=True", "--config.draws=100",
+    "--config.gallery=1", "--config.conditions.names=zero", "--config.conditions.sigmas=()",
+    "--config.conditions.crossed=", "--config.conditions.contexts=", "--config.patching.count=0",
+    "--config.conditions.alphas=()", "--config.conditions.per_latent=", "--config.attention=",
+    "--config.probes.controls=2", "--config.probes.ladder=()", "--config.alignment.count=4",
+    "--config.sensitivity.count=0", "--noprogress",
+)  # fmt: skip
 
 
 def tool(store: Store, *command: str) -> tuple[int, str, str]:
@@ -65,7 +75,7 @@ def test_it_goes_on_there_and_finishes_an_export_that_was_killed(store, trained)
 
 
 @pytest.mark.slow
-def test_its_export_converts_and_is_evaluated(store, trained, tmp_path):
+def test_its_export_converts_and_is_evaluated_and_audited(store, trained, tmp_path):
     store.objects = dict(trained)
     status, _, err = tool(store, "convert.py", "to-hf", "gs://bucket/run/export", str(tmp_path / "hf"), "--verify")
     assert status == 0, err
@@ -81,6 +91,8 @@ def test_its_export_converts_and_is_evaluated(store, trained, tmp_path):
     )  # fmt: skip
     assert status == 0 and len(store.read("evaluated/digit_search-clean.jsonl").splitlines()) == 5, err
     assert not os.path.exists(ROOT / "gs:")
+    status, _, err = tool(store, *PRISM, "--config.checkpoint=gs://bucket/flax", "--workdir", "gs://bucket/prism")
+    assert status == 0 and "prism/report/report.html" in store.objects, err
 
 
 @pytest.mark.slow
