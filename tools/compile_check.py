@@ -144,12 +144,13 @@ def _said(topology: str, program: str) -> list[str]:
 def _held(path: Path) -> list[dict]:
     """The records of a file. OSError if there is none, ConfigFieldError if it holds something else."""
     from aot.page import page
+    from lvr_jax.files import json_io
     from lvr_jax.training.config_fields import ConfigFieldError
 
     try:
-        held = json.loads(path.read_text())
-    except ValueError as error:
-        raise ConfigFieldError(f"{path}: not JSON ({error})") from None
+        held = json_io.parse(path.read_bytes(), path)
+    except json_io.JsonError as error:
+        raise ConfigFieldError(str(error)) from None
     try:
         sound = isinstance(held, list) and all(row["command"] for row in held) and bool(page(held))
     except (AttributeError, KeyError, TypeError):       # a record that lacks what the page shows

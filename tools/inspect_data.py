@@ -13,6 +13,7 @@ Exit status: 0 done, 2 bad input.
 """
 
 import sys
+import textwrap
 from pathlib import Path
 
 import matplotlib
@@ -127,7 +128,8 @@ def draw(sample: Sample, example: Example, template, title: str):
     stages = [Patch(color=colour, label=name) for colour, name in zip(STAGE_COLOURS, names)]
     roles = [Patch(color=colour, label=ROLES[role]) for role, colour in ROLE_COLOURS.items()]
     figure.legend(handles=roles + stages, loc="outside lower center", ncols=4 + len(stages), fontsize=8, frameon=False)
-    figure.suptitle(title, fontsize=9, wrap=True)
+    # Matplotlib's own wrapping reads dollars as mathematics whatever parse_math says (3.11).
+    figure.suptitle(textwrap.fill(title, 150, replace_whitespace=False), fontsize=9)
     return figure
 
 

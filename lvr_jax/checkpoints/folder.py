@@ -25,6 +25,7 @@ from etils import epath
 
 from lvr_jax.checkpoints.errors import CheckpointError, disk_full_is_one_line
 from lvr_jax.files.json_io import JsonError, read_object
+from lvr_jax.files.names import packaged
 
 MARKER, PARAMS, FILES, HEADERS = "lvr_jax.json", "params", "hf", "safetensors"
 UNFINISHED = ".lvr_jax-unfinished"          # says that a folder under a temporary name is this program's own
@@ -34,7 +35,7 @@ INDEX = "model.safetensors.index.json"
 
 
 def resolve(folder: str | os.PathLike) -> epath.Path:
-    text = os.fspath(folder)
+    text = packaged(folder)
     return epath.Path(text if is_remote(text) else os.path.abspath(text))
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from lvr_jax.checkpoints.errors import CheckpointError, some
 from lvr_jax.checkpoints.folder import INDEX, TEMPLATES, is_remote, list_files, read_json
 from lvr_jax.checkpoints.safetensors_io import Tensor, parse_header, read_header
+from lvr_jax.files.names import packaged
 from lvr_jax.models.qwen2_5_vl.config import Config
 from lvr_jax.models.qwen2_5_vl.params import canonical, leaves, slots
 
@@ -44,7 +45,7 @@ def open_hf(folder: str | os.PathLike) -> HuggingFace:
     """Raises CheckpointError or ConfigError naming file or tensor, value and expectation."""
     if is_remote(folder):
         raise CheckpointError(f"{os.fspath(folder)}: a Hugging Face folder must be on a local disk")
-    folder = Path(folder).absolute()
+    folder = Path(packaged(folder)).absolute()
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such folder")
     if not (folder / "config.json").exists() and (folder / "adapter_config.json").exists():

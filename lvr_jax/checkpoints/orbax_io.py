@@ -22,6 +22,7 @@ import tensorstore as ts
 from etils import epath
 
 from lvr_jax.checkpoints.errors import CheckpointError
+from lvr_jax.files.json_io import JsonError, read_object
 
 # Small enough that a process that needs a slice of a layer reads little more than it, large enough for object storage.
 CHUNK_BYTES = 32 * 2**20
@@ -129,6 +130,8 @@ def stored(folder: epath.Path) -> dict[str, jax.ShapeDtypeStruct]:
     """Shape and dtype of every array of an Orbax checkpoint, by path. Raises CheckpointError if it is incomplete."""
     if not (folder / "_METADATA").exists():
         raise CheckpointError(f"{folder}: no _METADATA; expected a complete Orbax checkpoint (half-written?)")
+    if not (folder / "manifest.ocdbt").exists():
+        _refuse_headless(folder)
     with _damage_is_one_line(folder):
         tree = ocp.PyTreeCheckpointer().metadata(folder).item_metadata.tree
         return {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in flat(tree).items()}
@@ -151,6 +154,27 @@ def open_arrays(folder: epath.Path) -> dict[str, ts.TensorStore]:
     lazily = nested({path: ocp.RestoreArgs(restore_type=Pieces) for path in stored(folder)})
     with _damage_is_one_line(folder):
         return flat(_checkpointer().restore(folder, args=ocp.args.PyTreeRestore(restore_args=lazily)))
+
+
+def _refuse_headless(folder: epath.Path) -> None:
+    """Raises CheckpointError unless every array that _METADATA names has a readable description of its own.
+
+    Orbax would find out as well; but its threads go on after it has raised, and print tracebacks behind the message.
+    """
+    try:
+        named = read_object(folder / "_METADATA")["tree_metadata"].values()
+        names = [".".join(str(key["key"]) for key in entry["key_metadata"]) for entry in named]
+        for name in names:
+            new = folder / name / "zarr.json"
+            read_object(new if new.exists() else folder / name / ".zarray")
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{folder}: array {name} is missing or has lost its description ({error.filename})"
+                              ) from error  # fmt: skip
+    except JsonError as error:
+        raise CheckpointError(str(error)) from error
+    except (AttributeError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder / '_METADATA'}: names no arrays, expected those of an Orbax checkpoint"
+                              ) from error  # fmt: skip
 
 
 def read(arrays: dict[str, ts.TensorStore], path: str, index: Index) -> np.ndarray:

@@ -15,6 +15,7 @@ import tokenizers
 
 from lvr_jax.data.sample import DataError
 from lvr_jax.files.json_io import JsonError, kind, read_object
+from lvr_jax.files.names import packaged
 
 IM_START, IM_END = "<|im_start|>", "<|im_end|>"
 VISION_START, VISION_END = "<|vision_start|>", "<|vision_end|>"
@@ -120,7 +121,7 @@ def load_tokenizer(folder: str | os.PathLike) -> ChatTokenizer:
     """
     from etils import epath
 
-    path = epath.Path(folder)
+    path = epath.Path(packaged(folder))
     if path.suffix == ".json":
         file, folder_path = path, path.parent
     else:

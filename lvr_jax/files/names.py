@@ -23,6 +23,14 @@ def inside(folder: str | os.PathLike, name: object) -> Path:
     return Path(folder) / name
 
 
+def packaged(path: str | os.PathLike) -> str:
+    """A path as it is, but `lvr_jax/assets/...` means the files that came with the package, wherever one works."""
+    text = os.fspath(path)
+    if text.startswith(f"lvr_jax{os.sep}assets{os.sep}") and not os.path.exists(text):
+        return os.path.join(Path(__file__).resolve().parents[2], text)
+    return text
+
+
 def file_name(text: str) -> str:
     """A file name for any text: readable, short, without separators; two texts never share one.
 

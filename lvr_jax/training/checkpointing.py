@@ -88,6 +88,11 @@ class Checkpoints:
 
     def close(self) -> None:
         with _failing(self.folder):
+            # Orbax clears temporary folders in a thread that its close() leaves alone; a program that ends meanwhile
+            # prints that thread's traceback (orbax 0.12.8).
+            clearing = getattr(self._manager, "_cleanup_tmp_directory_future", None)
+            if clearing is not None:
+                clearing.result()
             self._manager.close()
 
 

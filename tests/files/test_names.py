@@ -1,10 +1,12 @@
 """Names of files: sound for any text, never two texts with one name, never out of the folder."""
 
+import os
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lvr_jax.files.names import MAX_NAME, file_name, inside
+from lvr_jax.files.names import MAX_NAME, file_name, inside, packaged
 
 
 @given(st.text())
@@ -35,3 +37,11 @@ def test_a_path_that_leaves_the_folder_is_refused(tmp_path, name):
 
 def test_a_path_that_stays_is_found(tmp_path):
     assert inside(tmp_path, "x/../y/a.png") == tmp_path / "x/../y/a.png"
+
+
+def test_the_tiny_checkpoint_is_found_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert os.path.exists(os.path.join(packaged("lvr_jax/assets/tiny"), "README.md"))
+    assert packaged("lvr_jax/other") == "lvr_jax/other" and packaged(tmp_path) == str(tmp_path)
+    (tmp_path / "lvr_jax/assets/tiny").mkdir(parents=True)
+    assert packaged("lvr_jax/assets/tiny") == "lvr_jax/assets/tiny"

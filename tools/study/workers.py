@@ -114,9 +114,16 @@ class Workers:
         temporary.replace(path)
 
     def _start(self, job: Job, core: int) -> None:
-        if self._held(job) != f"begun {job.key}":       # made of something else, or not known of what
-            for path in job.made.parent.glob(f"{job.made.name}*"):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        held = self._held(job)
+        if held is None and job.made.exists():
+            raise JobFailed(f"{job.made}: exists, and no run of this study made it; move it away")
+        if held != f"begun {job.key}":                  # made of something else
+            # The output and what an unfinished run of its program leaves beside it.
+            for path in (job.made.with_name(job.made.name + ending) for ending in ("", ".parts", ".incomplete")):
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
         self._write(job, done=False)
         with open(self.workdir / "logs" / f"{_slug(job.name)}.log", "ab") as log:
             process = subprocess.Popen(
