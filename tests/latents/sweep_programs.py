@@ -5,6 +5,7 @@
 
 import sys
 import time
+from unittest import mock
 
 import jax
 import latent_models
@@ -16,11 +17,8 @@ from lvr_jax.latents import regions
 from lvr_jax.latents import sweep as sweeps
 from lvr_jax.latents.decoding import Decoding
 from lvr_jax.latents.sources import SOURCES
-from lvr_jax.latents.sweep import KEEP, Prompts, Sweeper, run
+from lvr_jax.latents.sweep import KEEP, Prompts, Sweeper
 from lvr_jax.multihost.cell import Cell
-
-# The same programs, compiled quickly.
-sweeps.prefill, sweeps.sweep = latent_models.prefill, latent_models.sweep
 
 PLAN = plan_of("lvr", 3)
 CONDITIONS = [
@@ -65,6 +63,12 @@ def sweeper_of(*, chunk=None, seed=0, weights=0, mesh=None, keep=None, hold=1e9,
         keep=(*KEEP, "blocks", "count", "hidden@last_latent") if keep is None else keep, seed=seed, chunk=chunk,
         cell=Cell(mesh), hold=hold, progress=False, sources=sources,
     )  # fmt: skip
+
+
+def run(sweeper, parts, conditions, folder):
+    """lvr_jax.latents.sweep.run by the same programs, compiled quickly."""
+    with mock.patch.multiple(sweeps, prefill=latent_models.prefill, sweep=latent_models.sweep):
+        return sweeps.run(sweeper, parts, conditions, folder)
 
 
 def sweep_into(folder, *, batches, conditions=None, wait=0.0, on_load=None, **how):

@@ -9,6 +9,7 @@ import sys
 import time
 
 import jax
+import latent_models
 import numpy as np
 import pytest
 import sweep_programs as programs
@@ -137,12 +138,12 @@ def test_every_condition_feeds_what_it_says(reference):
 
 
 def test_two_programs_a_phase_whatever_the_conditions(tmp_path):
-    prefill, sweep = sweeps.prefill._cache_size(), sweeps.sweep._cache_size()
+    prefill, sweep = latent_models.prefill._cache_size(), latent_models.sweep._cache_size()
     many = [cond.absolute_noise(0.01 * n) for n in range(1, 8)]
     for number in range(2):
         programs.sweep_into(tmp_path / f"{number}", batches=[range(3), range(3, 6)], conditions=many[number:], chunk=2)
-    assert sweeps.prefill._cache_size() - prefill <= 1
-    assert sweeps.sweep._cache_size() - sweep == 1
+    assert latent_models.prefill._cache_size() - prefill <= 1
+    assert latent_models.sweep._cache_size() - sweep == 1
 
 
 def test_finished_batches_are_not_even_loaded(tmp_path):
