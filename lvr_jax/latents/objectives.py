@@ -17,6 +17,7 @@ from lvr_jax.latents.routing import ATTENTION, blocked
 from lvr_jax.latents.unroll import Parts, unroll
 from lvr_jax.models.cross_entropy import weighted_cross_entropy
 from lvr_jax.models.placement import over_rows
+from lvr_jax.models.precision import wide
 from lvr_jax.models.qwen2_5_vl.layers import Compute
 from lvr_jax.models.qwen2_5_vl.model import Images, Qwen2_5_VL
 from lvr_jax.models.qwen2_5_vl.text import Tokens
@@ -166,7 +167,7 @@ def _shuffled_targets(keys, targets, batch, merged):
     drawn = jnp.argsort(jnp.where(filled, _uniform(keys, (B, M)), 2), axis=1)
     other = jnp.zeros((B, M), jnp.int32).at[jnp.arange(B)[:, None], rank].set(drawn)
     slot = jnp.take_along_axis(other, jnp.maximum(batch["vision_slot"], 0), axis=1)
-    return jnp.take_along_axis(merged, slot[..., None], axis=1).astype(jnp.float32)
+    return jnp.take_along_axis(merged, slot[..., None], axis=1).astype(wide(merged.dtype))
 
 
 TARGETS = {"own": _own_targets, "random": _random_targets, "shuffled": _shuffled_targets}
@@ -175,13 +176,13 @@ TARGETS = {"own": _own_targets, "random": _random_targets, "shuffled": _shuffled
 def latent_targets(batch: dict, merged: jax.Array) -> jax.Array:
     """[B, T, D] fp32: the vision token of every position that has one, or the mean of its pool."""
     slot = jnp.maximum(batch["vision_slot"], 0)
-    targets = jnp.take_along_axis(merged, slot[..., None], axis=1).astype(jnp.float32)
+    targets = jnp.take_along_axis(merged, slot[..., None], axis=1).astype(wide(merged.dtype))
     pool = batch["pool"]                                                                 # [B, pooled, 2]
     if pool.shape[1] == 0:
         return targets
     B, T, _ = targets.shape
     row, token, used = jnp.arange(B)[:, None], jnp.maximum(pool[..., 0], 0), pool[..., 0] >= 0
-    parts = jnp.take_along_axis(merged, jnp.maximum(pool[..., 1], 0)[..., None], axis=1).astype(jnp.float32)
+    parts = jnp.take_along_axis(merged, jnp.maximum(pool[..., 1], 0)[..., None], axis=1).astype(targets.dtype)
     total = jnp.zeros_like(targets).at[row, token].add(jnp.where(used[..., None], parts, 0))
     count = jnp.zeros((B, T)).at[row, token].add(used)
     return jnp.where(count[..., None] > 0, total / jnp.maximum(count, 1)[..., None], targets)
@@ -234,7 +235,7 @@ def forward(
     predictor = hidden
     if hasattr(model, "latent_head"):
         predictor = model.latent_head(hidden)
-    predicted = before(batch, predictor).astype(jnp.float32)                             # state at p - 1
+    predicted = before(batch, predictor).astype(wide(predictor.dtype))                             # state at p - 1
     target = TARGETS[objective.target](target_keys, clean, batch, merged)
     return {"hidden": hidden, "predicted": predicted, "target": target, "fed": fed, "merged": merged}
 
@@ -267,7 +268,7 @@ def diversity(batch: dict, hidden: jax.Array, total: Totals) -> jax.Array:
     order = jnp.argsort(~free, axis=1, stable=True)[:, :n]
     used = jnp.take_along_axis(free, order, axis=1)
     group = jnp.where(used, jnp.take_along_axis(batch["group"], order, axis=1), -1)
-    h = jnp.take_along_axis(hidden, order[..., None], axis=1).astype(jnp.float32)
+    h = jnp.take_along_axis(hidden, order[..., None], axis=1).astype(wide(hidden.dtype))
     h = jnp.where(used[..., None], h, 1.0)
     h = h / jnp.linalg.norm(h, axis=-1, keepdims=True)
     gram = jnp.einsum("BID,BJD->BIJ", h, h)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from lvr_jax.models.placement import ambient, row_axes
+from lvr_jax.models.precision import wide
 
 
 def token_losses(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -38,7 +39,7 @@ def _unchunk(x: jax.Array, T: int) -> jax.Array:
 
 def _chunk_loss(hidden, unembedding, labels, weights):
     rows = hidden.reshape(-1, hidden.shape[-1])     # one axis to sum the gradient over (see layers.flat)
-    logits = jnp.einsum("RD,VD->RV", rows, unembedding, preferred_element_type=jnp.float32)
+    logits = jnp.einsum("RD,VD->RV", rows, unembedding, preferred_element_type=wide(hidden.dtype))
     logits = logits.reshape(*hidden.shape[:-1], -1)                                      # [B, T, V]
     # A sum and a maximum, not a look-up and an argmax: these stay where they are if the vocabulary is cut.
     here = jnp.arange(logits.shape[-1]) == labels[..., None]
@@ -81,6 +82,7 @@ def _forward(hidden, unembedding, labels, weights, chunk, gradient):
 def _over_chunks(hidden, kernel, labels, weights, *, chunk, gradient):
     """Loss, losses [B, T], correct [B, T] and, if wanted, the gradients in hidden and (fp32) in the unembedding."""
     B, T = hidden.shape[:2]
+    summed = wide(hidden.dtype)
     size = -(-T // -(-B * T // chunk))      # of chunks of equal length, which leave least to pad
 
     def step(total, part):
@@ -90,9 +92,9 @@ def _over_chunks(hidden, kernel, labels, weights, *, chunk, gradient):
         (loss, aux), (d_hidden, d_kernel) = jax.value_and_grad(_chunk_loss, argnums=(0, 1), has_aux=True)(
             part[0], kernel, *part[1:]
         )
-        return (total[0] + loss, total[1] + d_kernel.astype(jnp.float32)), (aux, d_hidden)
+        return (total[0] + loss, total[1] + d_kernel.astype(summed)), (aux, d_hidden)
 
-    start = (jnp.float32(0), jnp.zeros(kernel.shape, jnp.float32) if gradient else None)
+    start = (jnp.zeros((), summed), jnp.zeros(kernel.shape, summed) if gradient else None)
     parts = tuple(_chunks(x, size) for x in (hidden, labels, weights))
     (loss, d_kernel), ((losses, correct), d_hidden) = jax.lax.scan(step, start, parts)
     gradients = (_unchunk(d_hidden, T), d_kernel) if gradient else None
