@@ -1,4 +1,4 @@
-"""How does a record whose reply holds helper images (Mirage, ILVR, Monet) become a `Sample`?
+"""Reads the records whose replies hold helper images (Mirage, ILVR, Monet) into a `Sample`.
 
 Source: reference/benchmarks_and_data.md section 4.4 and reference/reference_implementations.md sections 4-6.
 """
@@ -9,7 +9,7 @@ import dataclasses
 import re
 from collections.abc import Sequence
 
-from lvr_jax.data.record_row import Row
+from lvr_jax.data.record_row import IMAGE, Row
 from lvr_jax.data.sample import Sample
 
 MIRAGE_HELPER = "<output_image>"
@@ -91,8 +91,9 @@ def ilvr(row: Row) -> Sample:
 def monet(row: Row) -> Sample:
     """Monet: a chat of content lists; each helper image follows a text that holds its empty marker pair.
 
-    Images are named by `image`, or by `image_file_name` in older files. The system turn is left to the chat layout.
-    As in the original, a record whose markers and helper images do not match is refused.
+    The user's texts and images keep their order. Images are named by `image`, or by `image_file_name` in older files.
+    The system turn is left to the chat layout. As in the original, a record whose markers and helper images do not
+    match is refused.
     """
     turns: list[tuple[object, list[Step]]] = []
     for i, turn in enumerate(row.list("data")):
@@ -113,7 +114,9 @@ def monet(row: Row) -> Sample:
     images = tuple(step.value for step in asked if step.kind == "image")
     if not images:
         raise row.error("data", [step.value for step in asked], "expected an image in the user turn")
-    question = row.as_text("data", "".join(step.value for step in asked if step.kind == "text"))
+    row.as_text("data", "".join(step.value for step in asked if step.kind == "text"))
+    # A mark takes one line break on either side with it: those of the texts stay.
+    question = "".join(step.value if step.kind == "text" else f"\n{IMAGE}\n" for step in asked)
     steps = [Step(step.kind, step.value.replace(MONET_HELPER, "")) for step in reply]
     return _interleaved(row, images, question, steps, "data")
 

@@ -1,4 +1,4 @@
-"""Which letter did a reply choose? One function per published rule, selectable by harness and benchmark.
+"""Reads the chosen letter from a reply: one function per published rule, selectable by harness and benchmark.
 
 A rule takes the reply, as decoded with its special tokens, and the choices (letter -> option text), and returns what
 its source compares with the gold letter: mostly a letter, None where nothing was found, and now and then something
@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from lvr_jax.evaluation.declared import declared, named
 from lvr_jax.evaluation.prompts import lookup
 from lvr_jax.evaluation.rows import BenchmarkError
 
@@ -200,7 +201,6 @@ def lmms_visualpuzzles(reply: str, choices: Choices) -> str | None:
 
 SPECIAL = re.compile(r"<\|[^|<>]*\|>")
 _LEAD = re.compile(r"(?:the\s+)?(?:correct\s+|best\s+)?answer(?:\s+is\s*:?|\s*:)\s*", re.IGNORECASE)
-_STOPS = ("", ".", ":")
 
 
 def strict_mapping(reply: str, choices: Choices) -> str | None:
@@ -211,19 +211,12 @@ def strict_mapping(reply: str, choices: Choices) -> str | None:
     """
     answer = SPECIAL.sub("", reply).split("<answer>")[-1].split("</answer>")[0].strip()
     answer = _LEAD.sub("", answer, count=1) if _LEAD.match(answer) else answer
-    answer = " ".join(answer.split()).removesuffix(".").strip().lower()
-    if not answer:
-        return None
-    by_letter, by_text = [], []
-    for letter, text in choices.items():
-        option = " ".join(text.split()).removesuffix(".").strip().lower()
-        marks = (letter.lower(), f"({letter.lower()})", f"{letter.lower()})")
-        if answer in marks or (option and answer in {f"{mark}{stop} {option}" for mark in marks for stop in _STOPS}):
-            by_letter.append(letter)
-        if answer == option:
-            by_text.append(letter)
-    readings = by_letter or by_text      # where option B reads "A", a bare "A" is still the letter that was asked for
-    return readings[0] if len(readings) == 1 else None
+    return named(answer, choices)
+
+
+def declared_answer(reply: str, choices: Choices) -> str | None:
+    """The last answer that the reply declares among the offered options (`declared`): what a reader takes from it."""
+    return declared(SPECIAL.sub("", reply), choices)
 
 
 def open_answer(reply: str) -> str:
@@ -241,7 +234,8 @@ def plain_text(text: str) -> str:
 
 RULES: dict[str, Rule] = {rule.__name__: rule for rule in (
     first_character, strict_tag, blink_official, vlmevalkit_match, vlmevalkit_mme_realworld, lmms_vstar, lmms_mmvp,
-    lmms_blink, lmms_hrbench, lmms_mme_realworld, lmms_visualpuzzles, strict_mapping)}
+    lmms_blink, lmms_hrbench, lmms_mme_realworld, lmms_visualpuzzles, strict_mapping,
+    declared_answer)}
 
 # V*Bench's own script reads no reply at all: it compares the likelihood of the options (`most_likely`).
 LIKELIHOOD = "likelihood"
@@ -250,7 +244,8 @@ LIKELIHOOD = "likelihood"
 BY_HARNESS: dict[str, dict[str, str]] = {
     "lvr": {"*": "first_character"},
     "prism": {"*": "strict_tag"},
-    "clean": {"*": "strict_mapping"},
+    "clean": {"*": "declared_answer"},
+    "strict": {"*": "strict_mapping"},
     "vlmevalkit": {"vstar": "vlmevalkit_match", "mmvp": "vlmevalkit_match", "blink": "vlmevalkit_match",
                    "hrbench": "vlmevalkit_match", "mme_realworld": "vlmevalkit_mme_realworld"},
     "lmms_eval": {"vstar": "lmms_vstar", "mmvp": "lmms_mmvp", "blink": "lmms_blink", "hrbench": "lmms_hrbench",

@@ -1,8 +1,8 @@
-"""How do single verdicts become a benchmark's number, and how sure is it?
+"""Aggregates single verdicts to a benchmark's numbers, each with its interval.
 
 An aggregation takes `Mark`s and returns a share in 0..1; `AGGREGATIONS` names them, `REPORTED` says which ones each
-published harness prints for a benchmark. Intervals are Wilson's for a plain share, and a bootstrap that resamples what
-was sampled (questions, pairs, option-order groups; within categories for a macro average) for everything else.
+published harness prints for a benchmark. Intervals are Wilson's for a plain share, those of the categories combined for
+a macro average, and a bootstrap that resamples what was sampled (questions, pairs, option-order groups) elsewhere.
 """
 
 from __future__ import annotations
@@ -130,27 +130,42 @@ def units(marks: Sequence[Mark]) -> list[list[Mark]]:
 
 def bootstrap(name: str, marks: Sequence[Mark], *, level: float = 0.95, resamples: int = 2000,
               seed: int = 0) -> tuple[float, float]:
-    """Percentile bootstrap of an aggregation; whole units are drawn, within their category for `macro`.
+    """Percentile bootstrap of an aggregation; whole units are drawn.
 
-    Every unit is reduced to sums first, so that a resample is one matrix product and not a pass over the items.
+    Where no resample differs, Wilson's interval of that share among so many units. Every unit is reduced to sums first,
+    so that a resample is one matrix product and not a pass over the items.
     """
+    if name == "macro":
+        raise BenchmarkError("macro: its interval is `combined`, expected another aggregation")
     aggregate(name, marks)                                        # refuses what the aggregation refuses
     sampled = units(marks)
     right, total = _unit_sums(name, sampled)                      # [U, cells]
     rng = np.random.default_rng(seed)
-    strata: dict[str, list[int]] = collections.defaultdict(list)
-    for index, members in enumerate(sampled):
-        strata[members[0].category if name == "macro" else ""].append(index)
-    counts = np.zeros((resamples, len(sampled)))                  # how often each unit was drawn
-    for indices in strata.values():
-        counts[:, indices] = rng.multinomial(len(indices), np.full(len(indices), 1 / len(indices)), size=resamples)
+    U = len(sampled)
+    counts = rng.multinomial(U, np.full(U, 1 / U), size=resamples)    # how often each unit was drawn
     drawn = counts @ total
     with np.errstate(invalid="ignore"):
         shares = np.where(drawn > 0, (counts @ right) / drawn, np.nan)
     # A resample can miss a cell only if units do not cover all cells; such a cell is left out of that mean.
     values = np.nanmean(shares, axis=1)
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    if low == high:             # units that are all alike are no certainty about others
+        low, high = proportion_confint(low * U, U, alpha=1 - level, method="wilson")
     return float(low), float(high)
+
+
+def combined(marks: Sequence[Mark], *, level: float = 0.95, resamples: int = 2000,
+             seed: int = 0) -> tuple[float, float]:
+    """The interval of a macro average, from those of its categories (Zou and Donner's MOVER; Newcombe 1998).
+
+    The distances of each category's limits from its share add up in squares. Where every item is wrong, or right, it
+    has a width, which a bootstrap does not; for one category it is that category's own interval.
+    """
+    scores = [_score("micro", "", members, level, resamples, seed)
+              for members in _groups(marks, lambda m: m.category).values()]
+    share, low, high = np.array([[each.value, each.low, each.high] for each in scores]).T       # [categories]
+    below, above = (np.sqrt(((limit - share) ** 2).sum()) / len(scores) for limit in (low, high))
+    return float(share.mean() - below), float(share.mean() + above)
 
 
 def _unit_sums(name: str, sampled: Sequence[Sequence[Mark]]) -> tuple[np.ndarray, np.ndarray]:
@@ -158,7 +173,7 @@ def _unit_sums(name: str, sampled: Sequence[Sequence[Mark]]) -> tuple[np.ndarray
     if name == "pair":
         right = [[float(all(each.correct for each in members))] for members in sampled]
         return np.array(right), np.ones((len(sampled), 1))
-    cell_of = {"macro": lambda m: m.category, "cycle_mean": lambda m: m.cycle}.get(name, lambda m: "")
+    cell_of = (lambda m: m.cycle) if name == "cycle_mean" else (lambda m: "")
     cells = sorted({cell_of(each) for members in sampled for each in members})
     right, total = (np.zeros((len(sampled), len(cells))) for _ in range(2))
     for index, members in enumerate(sampled):
@@ -185,7 +200,8 @@ def summarise(marks: Sequence[Mark], aggregations: Sequence[str], *, level: floa
               seed: int = 0) -> list[Score]:
     """The named aggregations over everything, then the share of right items in each category.
 
-    Wilson where the share is over independent items or pairs, bootstrap elsewhere.
+    Wilson where the share is over independent items or pairs, its combination over categories for a macro average,
+    bootstrap elsewhere.
     """
     scores = [_score(name, "", marks, level, resamples, seed) for name in dict.fromkeys(aggregations)]
     categories = _groups(marks, lambda m: m.category)
@@ -202,7 +218,11 @@ def _score(name: str, category: str, marks: Sequence[Mark], level: float, resamp
     if independent:
         right = round(value * len(sampled))
         low, high = wilson(right, len(sampled), level)
+        interval = "wilson"
+    elif name == "macro":
+        low, high = combined(marks, level=level, resamples=resamples, seed=seed)
+        interval = "combined"
     else:
         low, high = bootstrap(name, marks, level=level, resamples=resamples, seed=seed)
-    return Score(name, category, value, low, high, "wilson" if independent else "bootstrap",
-                 len(sampled) if name == "pair" else len(marks))
+        interval = "bootstrap"
+    return Score(name, category, value, low, high, interval, len(sampled) if name == "pair" else len(marks))

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from lvr_jax.data import chat
 from lvr_jax.data.record_files import RecordError, RecordFile
 from lvr_jax.data.record_formats import BOX_REQUEST
 from lvr_jax.data.record_formats_interleaved import Step, final_answer
@@ -453,6 +454,16 @@ def test_mirage_without_a_mark_puts_the_helper_first(folder):
     row = changed(RECORDS["mirage"], ["text_output"], "It is \\boxed{Zoë}")
     steps = source_of(folder, "mirage", row)[0].steps
     assert steps == (Step("image", str(folder / "b.png")), Step("text", "It is \\boxed{Zoë}"))
+
+
+@pytest.mark.parametrize("user, shown", [
+    (["Before:\n", "a.png", " After: ", "b.png", "\nSame?"], "Before:\n# After: #\nSame?"),
+    (["Which? ", "a.png"], "Which? #"), (["a.png", "Which?"], "#Which?"),
+    (["a.png", "b.png", "\nWhich?"], "##\nWhich?")])
+def test_monet_keeps_the_order_of_the_users_texts_and_images(folder, user, shown):
+    parts = [{"type": kind, kind: part} for part in user for kind in ["image" if part.endswith(".png") else "text"]]
+    sample = source_of(folder, "monet", changed(RECORDS["monet"], ["data", 1, "content"], parts))[0]
+    assert "".join("#" if part["type"] == "image" else part["text"] for part in chat._content(sample)) == shown
 
 
 def test_monet_takes_the_older_name_of_an_image(folder):

@@ -1,8 +1,9 @@
-"""Does every extraction rule give the verdict of the source that it is named after?"""
+"""Every extraction rule gives the verdict of the source that it is named after; ours reads what is declared."""
 
 import gzip
 import json
 import re
+import time
 from pathlib import Path
 
 import numpy as np
@@ -160,6 +161,59 @@ VERDICTS = {
         ("E", None),
         ("", None),
     ],
+    "declared_answer": [
+        ("The correct answer is B. Option A would be a red cup.", "B"),
+        ("Looking closely, **the answer is (B)**.", "B"),
+        ("so the final result is \\boxed{C}", "C"),
+        ("$\\boxed{\\text{C}}$", "C"),
+        ("\\boxed{blue}", "B"),
+        ("**D**", "D"),
+        ("**B. blue**\n\nThe cup is blue.", "B"),
+        ("**Answer:** C", "C"),
+        ("### Answer\nC", "C"),
+        ("**Final answer**: `C`", "C"),
+        ('{"answer": "B"}', "B"),
+        ("<b>B</b>", "B"),
+        ("<think>The answer is A.</think>\n\nB", "B"),
+        ("maybe A</think>The answer is B", "B"),           # the prompt opened the thought
+        ("<think>The answer is A", None),                 # cut off while thinking
+        ("<answer>The answer is C</answer>", "C"),
+        ("<answer> C </answer><|im_end|>", "C"),
+        ("Option B", "B"),
+        ("B is the correct answer.", "B"),
+        ("B. The cup on the table is what is asked for.", "B"),
+        ("B\n\nThe cup is blue.", "B"),
+        ("I'd go with (b).", "B"),
+        ("So it must be **B**.", "B"),
+        ("It seems to be (B) blue here.", "B"),
+        ("The answer is blue.", "B"),
+        ("the answer is b.", "B"),
+        ("The answer is A. No wait, the answer is B.", "B"),
+        ("A. red\nB. blue\nC. green\nD. dark grey\nThe answer is D.", "D"),
+        ("The answer is B because A is red.", "B"),
+        ("I am not sure, but the answer is B", "B"),
+        ("There is no doubt that the answer is C.", "C"),
+        ("The answer is (B), not (A).", "B"),
+        ("A or B", None),
+        ("The answer is A or B.", None),
+        ("The cup could be (A) red or (B) blue.", None),
+        ("A. red\nB. blue\nC. green\nD. dark grey", None),
+        ("**A**: no. **B**: yes", None),
+        ("The answer is not A.", None),
+        ("The wrong answer is A.", None),
+        ("Is the answer A? I cannot say.", None),
+        ("If the cup is red, the answer would be A.", None),
+        ("Neither A nor B is correct.", None),
+        ("The answer is (B) red.", None),                 # letter and text disagree
+        ("The answer is E.", None),                       # not offered
+        ("Answer: A cup is on the table.", None),         # an article
+        ("the answer is a cup", None),
+        ("The answer is the blue cup.", None),
+        ("Point A is right of B.", None),
+        ("The sky and the cup differ.", None),
+        ("Blues", None),
+        ("", None),
+    ],
 }
 
 
@@ -210,6 +264,24 @@ def test_strict_mapping_reads_real_one_line_replies_as_the_official_extraction_d
         assert extraction.strict_mapping(each["reply"], dict.fromkeys("ABCD", "something else")) is None
 
 
+def test_declared_answers_of_real_replies_are_those_of_the_official_extraction():
+    options = {"Counting": 4, "IQ_Test": 4, "Jigsaw": 2, "Relative_Reflectance": 3, "Spatial_Relation": 2}
+    read = [(extraction.declared_answer(each["reply"], dict.fromkeys("ABCD"[:options[each["task"]]], "")), each)
+            for each in blink_replies()]
+    assert sum(f"({letter})" == each["extracted"] for letter, each in read) == 669
+    assert sum(letter is None for letter, _ in read) == 10
+    # The others say "the second image (B)" and declare "the answer is: (A) the second image"; GPT-3.5 took the former.
+    odd = [each["reply"] for letter, each in read if letter and f"({letter})" != each["extracted"]]
+    assert len(odd) == 18 and all("second image (B)" in reply and "(A) the second image" in reply for reply in odd)
+
+
+def test_long_replies_are_read_in_no_time():
+    for reply in ("A " * 20000, "(A) " * 20000, "answer is " * 20000, "**" * 20000, "the answer is:" + " " * 40000):
+        start = time.perf_counter()
+        extraction.declared_answer(reply, COLOURS)
+        assert time.perf_counter() - start < 5
+
+
 def test_strict_mapping_takes_a_bare_letter_as_the_letter_even_where_an_option_reads_like_one():
     assert extraction.strict_mapping("A", {"A": "B", "B": "A"}) == "A"
     assert extraction.strict_mapping("same", {"A": "same", "B": "same"}) is None
@@ -247,7 +319,8 @@ def test_likelihood_refuses_what_has_none(log_probs, message):
 
 
 @pytest.mark.parametrize("harness, family, rule", [
-    ("lvr", "vstar", "first_character"), ("prism", "anything", "strict_tag"), ("clean", "jsonl", "strict_mapping"),
+    ("lvr", "vstar", "first_character"), ("prism", "anything", "strict_tag"), ("clean", "jsonl", "declared_answer"),
+    ("strict", "jsonl", "strict_mapping"),
     ("vlmevalkit", "hrbench", "vlmevalkit_match"), ("lmms_eval", "blink", "lmms_blink"),
     ("own", "blink", "blink_official"), ("own", "vstar", extraction.LIKELIHOOD),
 ])

@@ -107,12 +107,31 @@ def test_bootstrap_of_pairs_equals_that_of_pair_verdicts():
     assert scoring.bootstrap("pair", items) == scoring.bootstrap("micro", verdicts)
 
 
-def test_macro_bootstrap_keeps_every_category_its_size():
-    # One category is all right, the other all wrong: within categories nothing can vary.
+def test_macro_interval_combines_those_of_its_categories():
+    # One category is all right, the other all wrong: each limit is a limit of Wilson's, at 0 and 1 on one side.
     items = marks("1" * 3 + "0" * 50, category=["a"] * 3 + ["b"] * 50)
-    assert scoring.bootstrap("macro", items) == (0.5, 0.5)
-    low, high = scoring.bootstrap("micro", items)
-    assert low < 3 / 53 < high
+    low, high = scoring.wilson(3, 3)[0], scoring.wilson(0, 50)[1]
+    assert scoring.combined(items) == pytest.approx((0.5 - (1 - low) / 2, 0.5 + high / 2))
+    one = marks("1100", category=["a"] * 4)
+    assert scoring.combined(one) == pytest.approx(scoring.wilson(2, 4))
+
+
+def test_macro_interval_covers_the_true_mean_of_small_categories():
+    rng, rates, covered = np.random.default_rng(0), (0.1, 0.5, 0.95), 0
+    for _ in range(400):
+        items = [scoring.Mark(f"{c}{i}", bool(rng.random() < rate), c)
+                 for c, rate in zip("abc", rates) for i in range(12)]
+        low, high = scoring.combined(items)
+        covered += low <= np.mean(rates) <= high
+    assert 0.93 < covered / 400 < 0.99                      # 95 %, with three standard errors of 400 draws
+
+
+@pytest.mark.parametrize("name", ["micro", "cycle_mean", "macro"])
+@pytest.mark.parametrize("verdict", "01")
+def test_no_interval_of_groups_that_are_all_alike_has_width_0(name, verdict):
+    items = marks(verdict * 8, group=[f"q{i // 2}" for i in range(8)], cycle=["x", "y"] * 4, category=list("aaaabbbb"))
+    score, = [each for each in scoring.summarise(items, (name,)) if not each.category]
+    assert score.high - score.low > 0.2 and 0 <= score.low <= score.value <= score.high <= 1
 
 
 def test_bootstrap_is_a_function_of_its_seed():
