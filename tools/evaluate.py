@@ -32,11 +32,13 @@ from lvr_jax.data.sample import DataError
 from lvr_jax.evaluation import protocol as protocols
 from lvr_jax.evaluation.benchmarks import BENCHMARKS, SCENES
 from lvr_jax.evaluation.comparison import compare
+from lvr_jax.evaluation.parts import SUFFIX
 from lvr_jax.evaluation.results import Results, read_results
 from lvr_jax.evaluation.rows import BenchmarkError
 from lvr_jax.evaluation.runner import load_benchmark, run
 from lvr_jax.evaluation.scoring import reported, summarise
 from lvr_jax.evaluation.subject import KNOWN, Subject, open_subject
+from lvr_jax.files.lock import locked
 from lvr_jax.latents.spec import SpecError
 from lvr_jax.models.qwen2_5_vl.config import ConfigError
 from lvr_jax.models.qwen2_5_vl.layers import Compute
@@ -132,6 +134,11 @@ def evaluate(options: argparse.Namespace, hosts: Hosts = ALONE) -> tuple[Subject
     hosts.same({"code": code_version(), "options": {key: repr(value) for key, value in vars(options).items()}})
     output = options.output or os.path.join(options.workdir, f"{options.benchmark}-{options.protocol}.jsonl")
     hosts.share(os.path.dirname(output) or ".")
+    with locked(output + SUFFIX, hosts.first):
+        return _evaluate(options, output, hosts)
+
+
+def _evaluate(options: argparse.Namespace, output: str, hosts: Hosts) -> tuple[Subject, Results]:
     use_compilation_cache("auto", os.path.dirname(output))
     protocol = protocol_of(options)
     benchmark = load_benchmark(

@@ -1,4 +1,4 @@
-"""What does an example of a config look like, token by token, before a long run is spent on it?
+"""Shows examples of a config token by token, before a long run is spent on them.
 
     python tools/inspect_data.py --config configs/masked_input.py:tiny --index 0,1 --output inspected
     python tools/inspect_data.py --config configs/data/digit_search.py \\
@@ -9,9 +9,10 @@ that the latents take, numbered in the order of the reply, and the sequence as a
 table of its tokens, which is printed as well). Any experiment will do, whose checkpoint need not be more than its
 config.json and tokenizer, and any config with `data` fields alone (lvr_jax/data/from_config.py).
 
-Exit status: 0 done, 2 bad input.
+Exit status: 0 done, 1 failed, 2 bad input.
 """
 
+import io
 import sys
 import textwrap
 from pathlib import Path
@@ -31,6 +32,8 @@ from lvr_jax.data.images import FACTOR
 from lvr_jax.data.packing import Geometry
 from lvr_jax.data.sample import ROLE_ANSWER, ROLE_IMAGE, ROLE_LATENT, ROLE_TEXT, DataError, Example, Sample
 from lvr_jax.data.templates import TEMPLATES
+from lvr_jax.files.lock import locked
+from lvr_jax.files.whole_file import write_whole
 from lvr_jax.models.qwen2_5_vl.config import ConfigError
 from lvr_jax.training.config_fields import ConfigFieldError
 from lvr_jax.training.experiment import data_of
@@ -226,10 +229,12 @@ def inspect(
         example = encode(sample)
         head = describe(sample, example, data)
         text = f"{head}\n\n{table(example, tokenizer, full)}\n"
-        (output / f"{name}-{index}.txt").write_text(text)
+        write_whole(output / f"{name}-{index}.txt", text)
         figure = draw(sample, example, TEMPLATES[data.template], "\n".join(head.split("\n")[:3]))
-        figure.savefig(output / f"{name}-{index}.png", dpi=130)
+        picture = io.BytesIO()
+        figure.savefig(picture, dpi=130)
         plt.close(figure)
+        write_whole(output / f"{name}-{index}.png", picture.getvalue())
         print(f"{text}\nwritten: {output / f'{name}-{index}'}.png and .txt")
 
 
@@ -243,15 +248,18 @@ def main(arguments) -> int:
         experiment = "init" in config
         data = data_of(config) if experiment else from_config.DataConfig.read(config.data)
         masked = experiment and config.mask_boxes
-        inspect(data, masked, SOURCE.value, INDEX.value, Path(OUTPUT.value), FULL.value)
+        with locked(OUTPUT.value):
+            inspect(data, masked, SOURCE.value, INDEX.value, Path(OUTPUT.value), FULL.value)
     except (CheckpointError, ConfigError, ConfigFieldError, DataError) as error:
         return _refused(error)
+    except OSError as error:
+        return _refused(error, 1)
     return 0
 
 
-def _refused(error: object) -> int:
+def _refused(error: object, status: int = 2) -> int:
     print(f"inspect_data: {' '.join(str(error).split())}", file=sys.stderr)
-    return 2
+    return status
 
 
 def _parse(arguments: list[str]) -> list[str]:

@@ -24,6 +24,7 @@ from ml_collections import config_flags
 # Configs import each other as `configs.NAME`.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from lvr_jax.files.lock import locked
 from lvr_jax.multihost.hosts import ALONE, Hosts, MissingHost, Stopped
 from lvr_jax.prism import experiment
 from lvr_jax.training.compilation import use_compilation_cache
@@ -47,12 +48,14 @@ def main(arguments: list[str]) -> int:
             return hosts.leave(2, line("--config: missing, expected a config file such as configs/prism.py"))
         initialize()
         hosts = Hosts.here("prism")
-        use_compilation_cache("auto", WORKDIR.value)
         say = lambda text: print(line(text), file=sys.stderr, flush=True) if hosts.first else None  # noqa: E731
-        page = experiment.run(
-            CONFIG.value, WORKDIR.value, progress=PROGRESS.value, say=say, hosts=hosts, report_only=REPORT_ONLY.value
-        )
-        hosts.finish()
+        with locked(WORKDIR.value, hosts.first):
+            use_compilation_cache("auto", WORKDIR.value)
+            page = experiment.run(
+                CONFIG.value, WORKDIR.value, progress=PROGRESS.value, say=say, hosts=hosts,
+                report_only=REPORT_ONLY.value,
+            )  # fmt: skip
+            hosts.finish()
     except (*experiment.BAD_INPUT, DistributedError) as error:
         return hosts.leave(2, line(error))
     except (Stopped, MissingHost, OSError) as error:

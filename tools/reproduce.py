@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from lvr_jax.files.lock import locked
 from lvr_jax.prism.experiment import BAD_INPUT
 from study import jobs as study
 from study.summary import headline, write_report
@@ -42,7 +43,8 @@ def main(arguments: list[str]) -> int:
             raise ValueError(f"argument {arguments[1]!r}: not expected (see --help)")
         if not WORKDIR.value:
             raise ValueError("--workdir: missing, expected a folder for the results")
-        reproduce(CONFIG.value, Path(WORKDIR.value).absolute())
+        with locked(WORKDIR.value):
+            reproduce(CONFIG.value, Path(WORKDIR.value).absolute())
     except (*BAD_INPUT, ValueError) as error:
         return _end(error, 2)
     except (JobFailed, Stopped, OSError) as error:

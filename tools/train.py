@@ -46,6 +46,7 @@ def main(arguments: list[str]) -> int:
     # Imported late: --help needs no device, and several processes have to find each other before JAX finds any.
     from lvr_jax.checkpoints import CheckpointError
     from lvr_jax.data.sample import DataError
+    from lvr_jax.files.lock import locked
     from lvr_jax.latents.spec import SpecError
     from lvr_jax.models.attention import AttentionError
     from lvr_jax.models.qwen2_5_vl.config import ConfigError
@@ -70,8 +71,9 @@ def main(arguments: list[str]) -> int:
         initialize()
         hosts = Hosts.here("train", signals=False)
         agree(hosts, CONFIG.value, WORKDIR.value)
-        outcome = train(CONFIG.value, WORKDIR.value)
-        hosts.finish()
+        with locked(WORKDIR.value, hosts.first):
+            outcome = train(CONFIG.value, WORKDIR.value)
+            hosts.finish()
     except bad_input as error:
         return hosts.leave(2, f"train: {error}")
     except (TrainingFailed, MissingHost, OSError) as error:

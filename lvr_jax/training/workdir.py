@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 from typing import Any
 
 from etils import epath
 from ml_collections import ConfigDict
 
+from lvr_jax.files.json_io import JsonError, read_object
+from lvr_jax.files.whole_file import write_whole
 from lvr_jax.training.config_fields import ConfigFieldError
 
 # Fields that a run may change when it goes on: how it runs, not what it computes.
@@ -33,14 +34,11 @@ def read_config(folder: epath.Path) -> dict[str, Any] | None:
     try:
         if not path.exists():
             return None
-        held = json.loads(path.read_text())
+        return read_object(path)
     except OSError as error:
         raise ConfigFieldError(f"{folder}: the workdir cannot be read ({' '.join(str(error).split())})") from error
-    except (ValueError, RecursionError) as error:
-        raise ConfigFieldError(f"{path}: not JSON ({error}); expected the config of the run") from error
-    if not isinstance(held, dict):
-        raise ConfigFieldError(f"{path}: holds {held!r:.60}, expected the config of the run")
-    return held
+    except JsonError as error:
+        raise ConfigFieldError(f"{error}; expected the config of the run") from error
 
 
 def write_config(folder: epath.Path, config: ConfigDict) -> None:
@@ -48,12 +46,7 @@ def write_config(folder: epath.Path, config: ConfigDict) -> None:
     path, text = folder / "config.json", json.dumps(resolved(config), indent=1, sort_keys=True) + "\n"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if "://" in os.fspath(folder):      # an object appears whole
-            path.write_text(text)
-            return
-        temporary = folder / f"config.json.{os.getpid()}"
-        temporary.write_text(text)
-        temporary.replace(path)
+        write_whole(path, text)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
