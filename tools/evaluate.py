@@ -32,6 +32,7 @@ from lvr_jax.data.sample import DataError
 from lvr_jax.evaluation import protocol as protocols
 from lvr_jax.evaluation.benchmarks import BENCHMARKS, SCENES
 from lvr_jax.evaluation.comparison import compare
+from lvr_jax.evaluation.extraction import rule_name
 from lvr_jax.evaluation.parts import SUFFIX
 from lvr_jax.evaluation.results import Results, read_results
 from lvr_jax.evaluation.rows import BenchmarkError
@@ -144,6 +145,8 @@ def _evaluate(options: argparse.Namespace, output: str, hosts: Hosts) -> tuple[S
     benchmark = load_benchmark(
         options.benchmark, options.data, protocol, any_count=options.any_count, **options.reader
     )
+    rule_name(protocol.extraction, benchmark.family)
+    reported(protocol.aggregation, benchmark.family)        # before weights are read, which takes a while
     if options.limit is not None and options.limit < len(benchmark):
         benchmark = benchmark.subset(range(options.limit))
     cell = cell_of(options, hosts)

@@ -1,4 +1,4 @@
-"""How do parameters get onto devices, from either kind of folder, and back to disk after training?"""
+"""Reads parameters of either kind of folder onto devices, and writes them back to disk after training."""
 
 import json
 import os
@@ -11,6 +11,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from lvr_jax.checkpoints.errors import CheckpointError, some
+from lvr_jax.checkpoints.finite import finite
 from lvr_jax.checkpoints.folder import (
     FILES,
     INDEX,
@@ -46,7 +47,7 @@ def load(
     shardings: a Sharding for everything, or a nested dict of them like params; each process then reads only the slices
     that its devices hold. None: all on the first device. dtype: None keeps what is stored. config: refuse a checkpoint
     of any other network. Files of a gs:// folder are copied to a temporary folder, for tokenizers read local files.
-    Raises CheckpointError or ConfigError.
+    Raises CheckpointError, also for NaN and infinity among the weights, or ConfigError.
     """
     if not is_ours(resolve(folder)):
         found, params = load_hf(folder, shardings, dtype, config)
@@ -92,7 +93,10 @@ def _reader(source: HuggingFace, path: str, dtype: np.dtype):
         layers, inner = ([None], index) if slot.layer is None else (range(index[0].start, index[0].stop), index[1:])
         for row, layer in enumerate(layers):
             name, slot = members[layer or 0]
-            out[... if layer is None else row] = slot.cut(source.tensors[name].read(), inner)
+            tensor = source.tensors[name]
+            place = out[... if layer is None else row]
+            place[...] = slot.cut(tensor.read(), inner)
+            finite(place, f"{tensor.file}: {tensor.name}", [cut.start for cut in inner])
         return out
 
     return read

@@ -22,6 +22,7 @@ import tensorstore as ts
 from etils import epath
 
 from lvr_jax.checkpoints.errors import CheckpointError
+from lvr_jax.checkpoints.finite import finite
 from lvr_jax.files.json_io import JsonError, read_object
 
 # Small enough that a process that needs a slice of a layer reads little more than it, large enough for object storage.
@@ -194,7 +195,10 @@ def read_arrays(folder: epath.Path, targets: dict[str, jax.ShapeDtypeStruct]) ->
         return jax.make_array_from_callback(
             target.shape,
             target.sharding,
-            lambda index: read(arrays, path, index).astype(target.dtype, copy=False),
+            lambda index: finite(
+                read(arrays, path, index).astype(target.dtype, copy=False),
+                f"{folder}: {path}", [cut.start or 0 for cut in index],
+            ),
             dtype=target.dtype,
         )
 

@@ -1,4 +1,4 @@
-"""What does an evaluation need of a checkpoint folder? Network, tokenizer, latent system, pixel limits, end of text."""
+"""Opens a checkpoint folder for an evaluation: network, tokenizer, latent system, pixel limits, end of text."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from flax import nnx
 from lvr_jax.checkpoints import load, open_hf, open_ours
 from lvr_jax.checkpoints.fingerprint import fingerprint
 from lvr_jax.checkpoints.folder import is_ours, read_json, resolve
+from lvr_jax.data.chat import render_prompt
 from lvr_jax.data.tokenizers import IM_END, ChatTokenizer, check_config, load_tokenizer
 from lvr_jax.evaluation.preprocessor import pixel_limits, preprocessor_fields
 from lvr_jax.evaluation.protocol import Protocol
@@ -66,8 +67,8 @@ def open_subject(
     """Reads a checkpoint folder, Orbax or Hugging Face. Everything small is checked before the weights are read.
 
     system: name of its latent system, "none" for ordinary text; None: what config.json and tokenizer say.
-    shardings, dtype: of the parameters (checkpoints.load). Raises CheckpointError, ConfigError, TokenizerError or
-    SpecError, one line each.
+    shardings, dtype: of the parameters (checkpoints.load). Raises CheckpointError, ConfigError, TokenizerError,
+    SampleError or SpecError, one line each.
     """
     ours = is_ours(resolve(folder))
     source = open_ours(folder) if ours else open_hf(folder)
@@ -77,6 +78,7 @@ def open_subject(
     check_config(tokenizer, {**fields, "vocab_size": config.text.vocab}, where)
     spec = default_system(tokenizer, fields, config, where) if system is None else known_system(system)
     check_ids(spec, token_ids(tokenizer), fields, f"tokenizer {tokenizer.source}")
+    render_prompt(tokenizer, [{"type": "image"}, {"type": "text", "text": "Which?"}])       # its chat template works
     generation = _optional(files / "generation_config.json")
     low, high, notes = pixel_limits(*preprocessor_fields(files))
     if generation.get("repetition_penalty") is not None:

@@ -42,10 +42,18 @@ def tiny(**changes) -> Config:
 
 
 def random_bits(shape, dtype, seed: int) -> np.ndarray:
-    """Any pattern of bits, NaNs with payloads included: what "bit for bit" must survive."""
+    """Any pattern of bits, NaNs with payloads included: what a conversion "bit for bit" must keep."""
     rng = np.random.default_rng([seed, *shape])
     dtype = np.dtype(dtype)
     return np.frombuffer(rng.bytes(int(np.prod(shape)) * dtype.itemsize), dtype).reshape(shape)
+
+
+def finite_bits(shape, dtype, seed: int) -> np.ndarray:
+    """Any pattern of bits but NaN and infinity, which are refused where weights are loaded."""
+    bits = random_bits(shape, dtype, seed).view(f"u{np.dtype(dtype).itemsize}").copy()
+    top = np.array(np.inf, dtype).view(bits.dtype)
+    bits[(bits & top) == top] ^= top
+    return bits.view(dtype)
 
 
 def small(shape, dtype, seed: int) -> np.ndarray:
@@ -59,7 +67,7 @@ def newer(name: str) -> str:
     return re.sub(r"^visual\.", "model.visual.", name)
 
 
-def tensors_of(config: Config, dtype="bfloat16", draw=random_bits) -> dict[str, np.ndarray]:
+def tensors_of(config: Config, dtype="bfloat16", draw=finite_bits) -> dict[str, np.ndarray]:
     return {
         name: draw(slot.hf_shape, DTYPES[dtype(name) if callable(dtype) else dtype], seed)
         for seed, (name, slot) in enumerate(slots(config).items())

@@ -32,7 +32,7 @@ from lvr_jax.models.qwen2_5_vl.params import leaves, shapes, slots
 @pytest.mark.parametrize("shards", [1, 3])
 def test_every_file_and_tensor_survives_bit_for_bit(tmp_path, dtype, shards):
     config, rename = tiny(tied=shards == 1), newer if shards == 3 else str
-    write_folder(tmp_path / "hf", config, tensors_of(config, dtype), shards=shards, rename=rename)
+    write_folder(tmp_path / "hf", config, tensors_of(config, dtype, random_bits), shards=shards, rename=rename)
     assert_survives(tmp_path / "hf", tmp_path)
 
 

@@ -1,12 +1,14 @@
 """When is a checkpoint due, the same step in every process, and what does a damaged or refused one say?"""
 
+import sys
 import types
 
 import jax
 import pytest
+from absl import logging
 
 from lvr_jax.training import checkpointing
-from lvr_jax.training.checkpointing import NotSaved, _Clock, _failing
+from lvr_jax.training.checkpointing import Checkpoints, NotSaved, _Clock, _failing, _without_late_writes
 
 
 class Processes:
@@ -76,3 +78,22 @@ def test_what_cannot_be_written_is_one_line(tmp_path):
             with _failing(tmp_path / "checkpoints/5"):
                 raise error
         assert said in str(found.value) and "\n" not in str(found.value) and "checkpoints/5" in str(found.value)
+
+
+def test_a_failed_save_prints_nothing_but_its_line(tmp_path, monkeypatch):
+    """What Orbax's and tensorstore's threads print of an error that is raised as well; other errors are still shown."""
+    keeper = Checkpoints(tmp_path)
+    try:
+        for name, shown in (("/lib/orbax/checkpoint/futures.py", False), ("/lib/lvr_jax/loop.py", True)):
+            try:
+                raise OSError("no space")
+            except OSError:
+                record = logging.get_absl_logger().makeRecord("absl", 40, name, 1, "said", (), sys.exc_info())
+            assert bool(logging.get_absl_logger().filter(record)) == shown
+        for said, shown in (("Event loop is closed", False), ("something else", True)):
+            printed = []
+            monkeypatch.setattr(sys, "__unraisablehook__", printed.append)
+            _without_late_writes(types.SimpleNamespace(exc_type=RuntimeError, exc_value=RuntimeError(said)))
+            assert bool(printed) == shown
+    finally:
+        keeper.close()

@@ -24,6 +24,7 @@ from lvr_jax.latents.rollout import Prefix
 from lvr_jax.latents.routing import blocked
 from lvr_jax.latents.sweep import Prompts, Sweeper, prefill
 from lvr_jax.latents.sweep_files import SweepFiles
+from lvr_jax.models.compiler_options import Jit
 from lvr_jax.models.qwen2_5_vl.layers import Compute
 from lvr_jax.models.qwen2_5_vl.text import Cache, Tokens
 from lvr_jax.prism.measure.items import Items
@@ -83,7 +84,7 @@ def margins(graph, params, prefix: Prefix, replay: Replay, letters, delta, *, he
     return jnp.where(gold, logits, 0).sum(-1) - other, jnp.moveaxis(fed, 0, 1)
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "head_at", "compute"))
+@functools.partial(Jit, static_argnames=("graph", "head_at", "compute"))
 def gradients(graph, params, prefix, replay, letters, *, head_at: str, compute: Compute):
     """(margin [B], gradient by each latent [B, S, D], latents fed [B, S, D]); zero where the step fed none."""
     shape = (*replay.token.shape, prefix.hidden.shape[-1])

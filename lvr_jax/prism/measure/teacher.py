@@ -19,6 +19,7 @@ from lvr_jax.evaluation.batches import batches
 from lvr_jax.latents import objectives
 from lvr_jax.latents.objectives import Objective, Weights
 from lvr_jax.latents.sweep_files import SweepFiles
+from lvr_jax.models.compiler_options import Jit
 from lvr_jax.models.qwen2_5_vl.layers import Compute
 from lvr_jax.multihost.cell import Cell
 from lvr_jax.prism.measure.items import Items
@@ -38,7 +39,7 @@ class Forced:
     valid: np.ndarray
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "compute", "attention"))
+@functools.partial(Jit, static_argnames=("graph", "compute", "attention"))
 def _forward(graph, params, batch, compute: Compute, attention: str):
     from flax import nnx
 
