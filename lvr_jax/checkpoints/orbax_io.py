@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import math
 import os
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,6 +20,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
+from absl import logging
 from etils import epath
 
 from lvr_jax.checkpoints.errors import CheckpointError
@@ -138,9 +140,29 @@ def stored(folder: epath.Path) -> dict[str, jax.ShapeDtypeStruct]:
         return {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in flat(tree).items()}
 
 
+def hush_threads() -> None:
+    """Lets no thread of Orbax or TensorStore print what is raised, and said in one line, anyway."""
+    logging.get_absl_logger().addFilter(_is_no_traceback_of_orbax)
+    if sys.unraisablehook is sys.__unraisablehook__:
+        sys.unraisablehook = _without_late_reads_and_writes
+
+
+def _is_no_traceback_of_orbax(record) -> bool:
+    """Orbax's threads print the traceback of what they then hand on (orbax 0.12.8)."""
+    return not (record.exc_info and "orbax" in record.pathname)
+
+
+def _without_late_reads_and_writes(unraisable) -> None:
+    """What ends after another part has failed finds Orbax's event loop closed, and TensorStore's threads print each of
+    them (tensorstore 0.1.86). The first failure is raised."""
+    if not (unraisable.exc_type is RuntimeError and str(unraisable.exc_value) == "Event loop is closed"):
+        sys.__unraisablehook__(unraisable)
+
+
 @contextlib.contextmanager
 def _damage_is_one_line(folder: epath.Path) -> Iterator[None]:
     """Orbax and TensorStore raise whatever a missing or damaged file leads them to (KeyError, ValueError, ...)."""
+    hush_threads()
     try:
         yield
     except (OSError, MemoryError):

@@ -68,7 +68,8 @@ def parse_header(header: bytes, path: Path, total: int | None = None) -> list[Te
     try:
         entries = parse_object(header, path)
         entries.pop("__metadata__", None)
-        described = [(*e["data_offsets"], name, e["dtype"], tuple(e["shape"])) for name, e in entries.items()]
+        described = [(*_whole(e["data_offsets"], 2), name, str(e["dtype"]), _whole(e["shape"]))
+                     for name, e in entries.items()]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}: the header is not that of a safetensors file ({error})") from error
     tensors, end, data = [], 0, 8 + len(header)
@@ -86,6 +87,14 @@ def parse_header(header: bytes, path: Path, total: int | None = None) -> list[Te
     if total is not None and total != data + end:
         raise CheckpointError(f"{path}: {total} bytes, its header promises {data + end}; truncated?")
     return tensors
+
+
+def _whole(numbers: object, count: int | None = None) -> tuple[int, ...]:
+    """Whole numbers from 0, so many; ValueError."""
+    sound = isinstance(numbers, list) and all(type(n) is int and 0 <= n < 2**63 for n in numbers)
+    if not sound or count not in (None, len(numbers)):
+        raise ValueError(f"has {str(numbers)[:40]} for {'whole numbers' if count is None else f'{count} offsets'}")
+    return tuple(numbers)
 
 
 def make_header(tensors: Iterable[tuple[str, np.dtype, tuple[int, ...]]]) -> bytes:

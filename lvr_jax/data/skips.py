@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 from lvr_jax.data.encoding import Skipped
 from lvr_jax.data.sample import DataError
+from lvr_jax.files.json_io import JsonError, parse_object
 
 
 class TooManySkipsError(DataError):
@@ -55,7 +56,7 @@ class SkipLog:
         if self.path is None:
             return
         if self._listed is None:
-            self._listed = {json.loads(line)["position"]: line for line in _lines(self.path)}
+            self._listed = {_position(line, -n): line for n, line in enumerate(_lines(self.path), 1)}
         if position not in self._listed:
             line = json.dumps({"position": position, **dataclasses.asdict(skip)}, ensure_ascii=False)
             self._listed[position] = line
@@ -92,8 +93,17 @@ def _lines(path: str) -> list[str]:
     file = epath.Path(path)
     if not file.exists():
         return []
-    text = file.read_text(encoding="utf-8")
-    whole = text[: text.rfind("\n") + 1]
+    text = file.read_bytes()
+    whole = text[: text.rfind(b"\n") + 1]
     if whole != text:
-        file.write_text(whole, encoding="utf-8")
-    return whole.splitlines()
+        file.write_bytes(whole)
+    return whole.decode("utf-8", "replace").split("\n")[:-1]
+
+
+def _position(line: str, otherwise: int) -> int:
+    """Where the skip that a line lists stands; a damaged line stays in the list, under another number."""
+    try:
+        found = parse_object(line, "line").get("position")
+    except JsonError:
+        return otherwise
+    return found if isinstance(found, int) else otherwise

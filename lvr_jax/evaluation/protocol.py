@@ -13,6 +13,8 @@ from lvr_jax.data.images import PROTOCOLS as IMAGE_PROTOCOLS
 from lvr_jax.evaluation import extraction, prompts, scoring
 from lvr_jax.evaluation.benchmarks import mmvp
 from lvr_jax.evaluation.rows import BenchmarkError
+from lvr_jax.files.json_io import JsonError, check_kinds
+from lvr_jax.files.json_io import kind as json_kind
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,12 +85,17 @@ class Protocol:
     @classmethod
     def from_json(cls, record: Mapping) -> Protocol:
         """The inverse of `to_json`; refuses missing and unknown fields by name."""
+        if not isinstance(record, Mapping):
+            raise BenchmarkError(f"protocol: is {json_kind(record)}, expected an object")
         names = [field.name for field in dataclasses.fields(cls)]
         for kind, odd in (("unknown", set(record) - set(names)), ("missing", set(names) - set(record))):
             if odd:
                 raise BenchmarkError(f"protocol {record.get('name')!r}: {kind} field {', '.join(sorted(odd))}")
         try:
+            check_kinds(record, cls, f"protocol {record['name']!r}")
             budgets = {field: Budget(**record[field]) for field in ("steps", "staged_steps")}
+        except JsonError as error:
+            raise BenchmarkError(str(error)) from None
         except TypeError as error:
             raise BenchmarkError(f"protocol {record['name']!r}: budget {error}") from None
         return cls(**{**record, **budgets})

@@ -18,6 +18,7 @@ from etils import epath
 from lvr_jax.evaluation.protocol import Protocol
 from lvr_jax.evaluation.rows import BenchmarkError, check_unique
 from lvr_jax.evaluation.scoring import Mark
+from lvr_jax.files.json_io import JsonError, check_kinds, parse
 from lvr_jax.files.whole_file import write_whole
 
 
@@ -97,9 +98,9 @@ def read_results(path: str | os.PathLike) -> Results:
         if not line:
             continue
         try:
-            records.append((f"{path}:{number}", json.loads(line)))
-        except json.JSONDecodeError as error:
-            raise BenchmarkError(f"{path}:{number}: not JSON ({error.msg}), expected one result a line") from None
+            records.append((f"{path}:{number}", parse(line, f"{path}:{number}")))
+        except JsonError as error:
+            raise BenchmarkError(f"{error}, expected one result a line") from None
     if not records or not isinstance(records[0][1], dict) or "header" not in records[0][1]:
         raise BenchmarkError(f"{path}: first line is no header, expected the one that an evaluation writes")
     items = tuple(_result(record, where) for where, record in records[1:])
@@ -116,6 +117,10 @@ def _known(record: object, cls: type, where: str) -> dict:
                if name not in record and field.default is field.default_factory is dataclasses.MISSING]
     if missing:
         raise BenchmarkError(f"{where}: missing {', '.join(missing)}")
+    try:
+        check_kinds(record, cls, where)
+    except JsonError as error:
+        raise BenchmarkError(str(error)) from None
     return record
 
 
@@ -126,7 +131,4 @@ def _header(record: object, where: str) -> Header:
 
 def _result(record: object, where: str) -> Result:
     fields = _known(record, Result, where)
-    if not isinstance(fields["correct"], bool) or not isinstance(fields["id"], str):
-        raise BenchmarkError(f"{where}: id {fields['id']!r}, correct {fields['correct']!r}, expected text and true or"
-                             " false")
     return Result(**{**fields, "letter_logits": tuple(fields.get("letter_logits", ()))})

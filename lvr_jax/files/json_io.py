@@ -7,9 +7,11 @@ pair). All of them are JsonError here.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
+from collections.abc import Mapping
 from typing import Any
 
 # An escaped surrogate; only text that has one can hold half a pair.
@@ -56,6 +58,28 @@ def parse_object(text: str | bytes, where: object) -> dict[str, Any]:
 def read_object(path) -> dict[str, Any]:
     """Reads a file that holds one JSON object. Raises JsonError, FileNotFoundError."""
     return parse_object(path.read_bytes(), os.fspath(path))
+
+
+# What a field of a record may hold in JSON, by its annotation.
+_KINDS = {"str": (str,), "bool": (bool,), "int": (int,), "float": (int, float), "dict": (dict,), "tuple": (list,)}
+
+
+def check_kinds(fields: Mapping[str, Any], record: type, where: object) -> None:
+    """Raises JsonError naming the first of the fields whose kind is not what the dataclass `record` declares for it.
+
+    Declarations of other types than JSON's (another record) are the caller's to read.
+    """
+    for declared in dataclasses.fields(record):
+        name, optional = str(declared.type).removesuffix(" | None"), str(declared.type).endswith(" | None")
+        kinds = _KINDS.get(name.split("[")[0])
+        if declared.name not in fields or kinds is None:
+            continue
+        value = fields[declared.name]
+        sound = isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
+        if name == "tuple[float, ...]" and sound:
+            sound = all(isinstance(x, int | float) and not isinstance(x, bool) for x in value)
+        if not (sound or optional and value is None):
+            raise JsonError(f"{where}: {declared.name} is {value!r:.80}, expected {declared.type}")
 
 
 def kind(value: Any) -> str:

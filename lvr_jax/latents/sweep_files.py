@@ -12,6 +12,7 @@ import numpy as np
 from etils import epath
 
 from lvr_jax.checkpoints.errors import disk_full_is_one_line
+from lvr_jax.files.json_io import JsonError, read_object
 from lvr_jax.files.whole_file import TEMPORARY, write_whole
 from lvr_jax.latents.conditions import Named
 from lvr_jax.multihost.cell import Cell
@@ -94,7 +95,10 @@ class SweepFiles:
         path = self.folder / MANIFEST
         if not path.exists():
             raise SweepError(f"{self.folder}: no {MANIFEST}; expected the folder of a sweep")
-        return json.loads(path.read_text())
+        try:
+            return read_object(path)
+        except JsonError as error:
+            raise SweepError(f"{error}; expected what the sweep wrote of itself, use another folder") from error
 
     def path(self, phase: str, number: int) -> epath.Path:
         return self.folder / f"{phase}-{number:05d}.npz"
@@ -145,6 +149,12 @@ class SweepFiles:
                              f" ({self._owner(phase, number)}); remove it and run the sweep again")
         return found
 
+    def refuse_other_arrays(self) -> None:
+        """Raises SweepError unless the manifest is that of the first file of arrays: nothing in it has been changed."""
+        for path in sorted(self.folder.glob("*.npz"))[:1]:
+            phase, _, number = path.stem.rpartition("-")
+            self.load(phase, int(number) if number.isdecimal() else -1, keys=())
+
     def _put(self, path: epath.Path, content: bytes) -> None:
         with disk_full_is_one_line(self.folder):
             write_whole(path, content)
@@ -154,6 +164,7 @@ def read(folder) -> SweepResults:
     """A finished sweep. Raises SweepError if it is not there, not finished or damaged."""
     files = SweepFiles(folder)
     manifest = files.manifest()
+    files.refuse_other_arrays()
     batches = range(len(manifest["items"]))
     found: dict[str, list[np.ndarray]] = {}
     names: list[str] = []

@@ -18,6 +18,7 @@ import numpy as np
 from etils import epath
 
 from lvr_jax.evaluation.protocol import Budget
+from lvr_jax.files.json_io import JsonError, read_object
 from lvr_jax.files.whole_file import write_whole
 from lvr_jax.latents import conditions as cond
 from lvr_jax.latents import sweep as sweeps
@@ -27,6 +28,7 @@ from lvr_jax.latents.sweep import Sweeper
 from lvr_jax.latents.sweep_files import SweepError, SweepFiles
 from lvr_jax.models.qwen2_5_vl.layers import Compute
 from lvr_jax.multihost.cell import Cell
+from lvr_jax.multihost.hosts import digest
 from lvr_jax.prism import crossing, patching
 from lvr_jax.prism.argued import argued
 from lvr_jax.prism.measure import capture, corruptions, geometry, lens, sensitivity, teacher
@@ -398,14 +400,16 @@ def cached(path: epath.Path, key: str, make: Callable[[], dict]) -> dict:
     path = epath.Path(path)
     if path.exists():
         try:
-            held = json.loads(path.read_text())
-        except ValueError as error:
-            raise SweepError(f"{path}: not JSON ({error}); remove it and run the audit again") from error
-        if held.get("key") == key:
+            held = read_object(path)
+        except JsonError as error:
+            raise SweepError(f"{error}; remove it and run the audit again") from error
+        if held.get("key") == key and "digest" in held:
+            if held["digest"] != digest(held.get("analysis")):
+                raise SweepError(f"{path}: has been changed since it was made; remove it and run the audit again")
             return held["analysis"]
-    made = make()
-    write_whole(path, json.dumps({"key": key, "analysis": made}, indent=1, allow_nan=False) + "\n")
-    return json.loads(path.read_text())["analysis"]
+    made = json.loads(json.dumps(make(), allow_nan=False))
+    write_whole(path, json.dumps({"key": key, "digest": digest(made), "analysis": made}, indent=1) + "\n")
+    return made
 
 
 def plain(value: Any) -> Any:

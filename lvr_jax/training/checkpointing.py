@@ -11,17 +11,16 @@ import errno
 import importlib.metadata
 import json
 import os
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
-from absl import logging
 from etils import epath
 
 from lvr_jax.checkpoints import CheckpointError
+from lvr_jax.checkpoints.orbax_io import hush_threads
 from lvr_jax.training.distributed import gather, store
 from lvr_jax.training.state import State
 
@@ -57,9 +56,7 @@ class Checkpoints:
             max_to_keep=keep or None, keep_period=keep_every or None, step_prefix=None, create=True,
             cleanup_tmp_directories=True, enable_async_checkpointing=True,
         )  # fmt: skip
-        logging.get_absl_logger().addFilter(_is_no_traceback_of_orbax)
-        if sys.unraisablehook is sys.__unraisablehook__:
-            sys.unraisablehook = _without_late_writes
+        hush_threads()
         handlers = {"state": ocp.StandardCheckpointHandler(), "run": ocp.JsonCheckpointHandler()}
         self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
 
@@ -99,18 +96,6 @@ class Checkpoints:
             if clearing is not None:
                 clearing.result()
             self._manager.close()
-
-
-def _is_no_traceback_of_orbax(record) -> bool:
-    """Orbax's threads print the traceback of what they then hand on, which is said in one line here (orbax 0.12.8)."""
-    return not (record.exc_info and "orbax" in record.pathname)
-
-
-def _without_late_writes(unraisable) -> None:
-    """An unraisablehook: writes that end after another one has failed find Orbax's event loop closed, and tensorstore's
-    threads print each of them (tensorstore 0.1.86). The first failure is raised and said."""
-    if not (unraisable.exc_type is RuntimeError and str(unraisable.exc_value) == "Event loop is closed"):
-        sys.__unraisablehook__(unraisable)
 
 
 class _Clock:

@@ -48,7 +48,7 @@ def test_a_torn_last_line_is_an_error(tmp_path):
     ("", "first line is no header"),
     (Result("0", True).to_line(), "first line is no header"),
     (HEADER.to_line() + '{"id": "0"}\n', "results.jsonl:2: missing correct"),
-    (HEADER.to_line() + '{"id": "0", "correct": 1}\n', "correct 1, expected text and true or false"),
+    (HEADER.to_line() + '{"id": "0", "correct": 1}\n', "correct is 1, expected bool"),
     (HEADER.to_line() + '{"id": "0", "correct": true, "score": 1}\n', "results.jsonl:2: unexpected score"),
     (HEADER.to_line() + Result("0", True).to_line() * 2, "id '0' occurs twice"),
     ('{"header": {"benchmark": "vstar"}}\n', "header: missing family, checkpoint, protocol"),

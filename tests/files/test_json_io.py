@@ -1,12 +1,13 @@
 """Whatever stands in a file that should be JSON, the answer is its value or one line that names the file."""
 
+import dataclasses
 import json
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lvr_jax.files.json_io import JsonError, parse, parse_object
+from lvr_jax.files.json_io import JsonError, check_kinds, parse, parse_object
 
 VALUES = st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
                       lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=8)  # fmt: skip
@@ -32,6 +33,34 @@ def test_what_is_no_json_is_one_line_that_names_the_file(text, says):
 def test_another_kind_of_value_is_named(text, found):
     with pytest.raises(JsonError, match=f"FILE: expected a JSON object, found {found}"):
         parse_object(text, "FILE")
+
+
+@dataclasses.dataclass
+class Record:
+    name: "str"
+    right: "bool | None"
+    count: "int" = 0
+    share: "float" = 0.0
+    logits: "tuple[float, ...]" = ()
+    other: "Record | None" = None
+
+
+@pytest.mark.parametrize("fields, says", [
+    ({"name": "a", "right": None, "count": 2, "share": 1, "logits": [1, 2.5], "other": 7}, None),
+    ({"name": None}, "name is None, expected str"),
+    ({"right": 1}, "right is 1, expected bool"),
+    ({"count": True}, "count is True, expected int"),
+    ({"count": 1.0}, "count is 1.0, expected int"),
+    ({"share": "1"}, "share is '1', expected float"),
+    ({"logits": [1, None]}, "logits is"),
+    ({"logits": 5}, "logits is 5, expected tuple"),
+])  # fmt: skip
+def test_a_field_of_another_kind_is_named(fields, says):
+    if says is None:
+        check_kinds(fields, Record, "FILE:1")
+        return
+    with pytest.raises(JsonError, match=f"^FILE:1: {says}"):
+        check_kinds(fields, Record, "FILE:1")
 
 
 @given(VALUES)

@@ -7,8 +7,9 @@ import jax
 import pytest
 from absl import logging
 
+from lvr_jax.checkpoints import orbax_io
 from lvr_jax.training import checkpointing
-from lvr_jax.training.checkpointing import Checkpoints, NotSaved, _Clock, _failing, _without_late_writes
+from lvr_jax.training.checkpointing import Checkpoints, NotSaved, _Clock, _failing
 
 
 class Processes:
@@ -93,7 +94,8 @@ def test_a_failed_save_prints_nothing_but_its_line(tmp_path, monkeypatch):
         for said, shown in (("Event loop is closed", False), ("something else", True)):
             printed = []
             monkeypatch.setattr(sys, "__unraisablehook__", printed.append)
-            _without_late_writes(types.SimpleNamespace(exc_type=RuntimeError, exc_value=RuntimeError(said)))
+            error = types.SimpleNamespace(exc_type=RuntimeError, exc_value=RuntimeError(said))
+            orbax_io._without_late_reads_and_writes(error)
             assert bool(printed) == shown
     finally:
         keeper.close()

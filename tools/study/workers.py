@@ -15,6 +15,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from lvr_jax.files.json_io import JsonError, read_object
 from lvr_jax.progress import tqdm
 from study.jobs import ROOT, Job
 
@@ -102,10 +103,10 @@ class Workers:
     def _held(self, job: Job) -> str | None:
         """The key under which what exists was made or begun."""
         try:
-            held = json.loads(self._mark(job).read_text())
-        except (FileNotFoundError, ValueError):         # never begun, or killed in the act of writing
+            held = read_object(self._mark(job))
+        except (FileNotFoundError, JsonError):          # never begun, or damaged
             return None
-        return held["key"] if held["done"] else f"begun {held['key']}"
+        return held.get("key") if held.get("done") is True else f"begun {held.get('key')}"
 
     def _write(self, job: Job, **fields) -> None:
         path = self._mark(job)
