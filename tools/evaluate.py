@@ -179,10 +179,9 @@ def summary(results: Results) -> str:
     for score in summarise(marks, names):
         lines.append(f"{score.aggregation:10} {score.category or 'all':24} {100 * score.value:5.1f} %"
                      f"  [{100 * score.low:.1f}, {100 * score.high:.1f}] {score.interval}, n = {score.items}")
-    content = [dataclasses.replace(mark, correct=item.content_correct) for mark, item in zip(marks, items)]
     followed = [item.follows for item in items if item.follows is not None]
     if followed:                                        # elsewhere the letter is the content
-        score = summarise(content, ["micro"])[0]
+        score = summarise(results.content_marks(), ["micro"])[0]
         lines.append(f"{'content':10} {'all':24} {100 * score.value:5.1f} %  [{100 * score.low:.1f}, "
                      f"{100 * score.high:.1f}] {score.interval}, n = {score.items}; the letter is that of the reply's"
                      f" own word in {sum(followed)} of {len(followed)}")

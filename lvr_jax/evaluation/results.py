@@ -77,7 +77,12 @@ class Results:
     items: tuple[Result, ...]
 
     def marks(self) -> list[Mark]:
+        """Of the letter, or of whatever else the protocol's rule reads."""
         return [item.mark() for item in self.items]
+
+    def content_marks(self) -> list[Mark]:
+        """Of the answer's content."""
+        return [dataclasses.replace(item.mark(), correct=item.content_correct) for item in self.items]
 
 
 def write_results(path: str | os.PathLike, header: Header, items: Sequence[Result]) -> None:

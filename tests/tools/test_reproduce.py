@@ -163,6 +163,23 @@ def test_the_forecast_is_bound_by_the_longest_chain_and_learns(tmp_path):
     assert share == pytest.approx(10 / 44) and left == pytest.approx(30 * (10 + 1.5 * BELIEVED) / (10 + BELIEVED))
 
 
+# Its headline ----------------------------------------------------------------------------------------------------
+
+
+def test_the_headline_counts_the_answers_content_and_has_the_letter_beside_it(tmp_path):
+    """Of four replies three name the right word, and one of them picks the right letter."""
+    from lvr_jax.evaluation.protocol import CLEAN
+    from lvr_jax.evaluation.results import Header, Result, write_results
+    from study.summary import _row
+
+    run = study.Run("plain", "sft", 0, tmp_path)
+    found = [Result(str(i), i == 0, content="red", content_correct=i < 3) for i in range(4)]
+    write_results(tmp_path / "digit_search.jsonl", Header("digit_search", "scenes", "sft", CLEAN), found)
+    name, setting, content, letter, *rest = _row(run, None)
+    assert (name, setting, rest[-1]) == ("sft", "plain", "no latents")
+    assert content.startswith("75.0 [") and letter.startswith("25.0 [")
+
+
 # The whole ---------------------------------------------------------------------------------------------------------
 
 SMALL = (

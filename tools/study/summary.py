@@ -31,9 +31,11 @@ def write_report(config: ConfigDict, workdir: Path) -> tuple[epath.Path, Table]:
         rows.append(_row(run, analyses.get(run.name)))
     table = Table(
         "headline", "All runs",
-        f"Accuracy on {config.questions} held-out scenes with 95 % interval (Wilson); on the first {config.audited} of "
-        "them cosine with the visual targets, verdict, and points of accuracy lost or gained under four interventions.",
-        ("run", "setting", "accuracy", "cosine, taught", "cosine, free", *SHOWN.values(), "verdict"), tuple(rows),
+        f"Accuracy on {config.questions} held-out scenes with 95 % interval (Wilson), of the answer's content and of "
+        f"its letter; on the first {config.audited} of them cosine with the visual targets, verdict, and points of "
+        "accuracy (content) lost or gained under four interventions.",
+        ("run", "setting", "accuracy", "letter", "cosine, taught", "cosine, free", *SHOWN.values(), "verdict"),
+        tuple(rows),
     )  # fmt: skip
     page = report.write(audits, list(analyses.values()), workdir / "report", title="Cosine misleads, in miniature",
                         settings=settings, variants=variants, lead=[table])  # fmt: skip
@@ -53,14 +55,15 @@ def _audit(config: ConfigDict, run: Run):
 
 
 def _row(run: Run, a: Mapping | None) -> tuple[str, ...]:
-    score = summarise(read_results(run.folder / "digit_search.jsonl").marks(), ["micro"])[0]
-    accuracy = f"{percent(score.value)} [{percent(score.low)}, {percent(score.high)}]"
+    results = read_results(run.folder / "digit_search.jsonl")
+    scores = [summarise(marks, ["micro"])[0] for marks in (results.content_marks(), results.marks())]
+    accuracy = [f"{percent(s.value)} [{percent(s.low)}, {percent(s.high)}]" for s in scores]
     if a is None:
-        return (run.name, run.setting, accuracy, *[NOTHING] * (2 + len(SHOWN)), "no latents")
+        return (run.name, run.setting, *accuracy, *[NOTHING] * (2 + len(SHOWN)), "no latents")
     stats = {e["name"]: e["stats"] for e in a["conditions"]}
     moved = [NOTHING if stats.get(name) is None else points(stats[name]["delta"]) for name in SHOWN]
     kind = a["verdict"]["kind"] if a["verdict"] else "no verdict"
-    return (run.name, run.setting, accuracy, number(cosine(a), 3), number(cosine(a, "free_running"), 3), *moved, kind)
+    return (run.name, run.setting, *accuracy, number(cosine(a), 3), number(cosine(a, "free_running"), 3), *moved, kind)
 
 
 def headline(table: Table) -> str:
