@@ -5,9 +5,9 @@
 
 Two phases. The first runs the clean pass, and every condition that asks for nothing of other items, on one prefill a
 batch. The second, only if there are conditions that feed donors, means or the item's own clean latents, runs those on
-the prefixes that were held, and prefills again where memory did not reach or an interruption came between. Every
-finished batch of a phase is one file, written under a temporary name and renamed. Cells (multihost.cell) share the
-batches; between the phases they wait for each other, for donors and means are of all items.
+the prefixes that were held (latents.reading), and prefills again where memory did not reach or an interruption came
+between. Every finished batch of a phase is one file, written under a temporary name and renamed. Cells (multihost.cell)
+share the batches; between the phases they wait for each other, for donors and means are of all items.
 
 What an item's row holds depends on the item, the condition and the seed; not on batches, chunks, order, devices or
 interruptions: tokens exactly, numbers up to fp32 rounding (bit for bit if batches and chunks are the same).
@@ -27,6 +27,7 @@ from lvr_jax.checkpoints.fingerprint import fingerprint
 from lvr_jax.latents import conditions as cond
 from lvr_jax.latents import positions, rollout
 from lvr_jax.latents.decoding import Decoding
+from lvr_jax.latents.reading import TAPS, Held
 from lvr_jax.latents.rollout import Bank, Prefix
 from lvr_jax.latents.routing import blocked
 from lvr_jax.latents.sources import SOURCES, Clean, Request, Source, SourceError, latents_of, spread
@@ -166,8 +167,12 @@ class _Phase:
         return list(dict.fromkeys(c.source for c in self.conditions if c.source is not None))
 
 
-def run(sweeper: Sweeper, prompts: Sequence[Prompts], conditions: Sequence[cond.Named], folder) -> None:
+def run(
+    sweeper: Sweeper, prompts: Sequence[Prompts], conditions: Sequence[cond.Named], folder, held: Held | None = None
+) -> None:
     """Sweeps all items under all conditions into `folder` (local or gs://); does only what is not there yet.
+
+    held: what other stages have read of the same prompts, or will (None: the sweep's own, given up at its end).
 
     The clean pass is always run and comes first in the results. Raises SweepError if the folder holds another sweep,
     SourceError or ConditionError for a condition that cannot be run. `prompts` is gone through twice.
@@ -178,8 +183,9 @@ def run(sweeper: Sweeper, prompts: Sequence[Prompts], conditions: Sequence[cond.
     files.open(_manifest(sweeper, prompts, phases, conditions), cell)
     missing = files.missing([phase.name for phase in phases], len(prompts), cell)
     engine = _Engine(
-        sweeper, cell.filled(max(len(p.ids) for p in prompts)), sweeper.steps(conditions), cell.whole(sweeper.params)
-    )
+        sweeper, cell.filled(max(len(p.ids) for p in prompts)), sweeper.steps(conditions), cell.whole(sweeper.params),
+        Held(sweeper.hold if len(phases) > 1 else 0) if held is None else held,
+    )  # fmt: skip
     rollouts = lambda phase, numbers: sum(len(prompts[n].ids) for n in numbers) * len(phase.conditions)  # noqa: E731
     to_do = sum(rollouts(phase, missing[phase.name]) for phase in phases) * cell.count
     whole = sum(rollouts(phase, range(len(prompts))) for phase in phases)
@@ -270,31 +276,31 @@ def _clean(files: SweepFiles, prompts: Sequence[Prompts]) -> Clean:
 
 @dataclasses.dataclass(frozen=True)
 class _Engine:
-    """Runs one batch at a time; B rows, S steps. held: prefixes of batches by number."""
+    """Runs one batch at a time; B rows, S steps."""
 
     sweeper: Sweeper
     rows: int
     steps: int
     params: dict
-    held: dict[int, Prefix] = dataclasses.field(default_factory=dict)
+    held: Held
 
-    def _read(self, part: Prompts, batch: Mapping[str, np.ndarray], taps: tuple[str, ...]) -> tuple[Prefix, dict]:
+    def _read(self, part: Prompts, batch: Mapping[str, np.ndarray]) -> tuple[Prefix, jax.Array]:
+        """The prefix of a batch, and its merged vision tokens."""
         s = self.sweeper
         batch = {key: self._filled(np.asarray(value)) for key, value in batch.items()}
-        return prefill(
+        prefix, out = prefill(
             s.graph, self.params, s.cell.rows(batch), s.cell.rows(self._filled(part.numbers)), compute=s.compute,
-            remember_ids=s.decoding.repetition_penalty != 1, taps=taps, blocked=blocked(s.attention),
+            remember_ids=s.decoding.repetition_penalty != 1, taps=TAPS, blocked=blocked(s.attention),
         )  # fmt: skip
+        return prefix, out["merged"]
 
-    def _prefix(self, number: int, part: Prompts, taps: tuple[str, ...], hold: bool) -> tuple[Prefix, dict]:
-        if number in self.held and not taps:
-            return self.held.pop(number), {}
-        s = self.sweeper
-        prefix, out = self._read(part, part.load(), taps)
-        size = sum(leaf.nbytes for leaf in jax.tree.leaves(prefix))
-        if hold and size * (len(self.held) + 1) <= s.hold:
-            self.held[number] = prefix
-        return prefix, out
+    def _own(self, part: Prompts) -> tuple[Prefix, jax.Array]:
+        """The items' own prompts, read once as far as memory holds them."""
+        found = self.held.read(part.ids, self.rows)
+        if found is None:
+            found = self._read(part, part.load())
+            self.held.keep(part.ids, *found)
+        return found
 
     def run(
         self, number: int, part: Prompts, phase: _Phase, clean: Clean | None, keep_clean: bool
@@ -302,26 +308,24 @@ class _Engine:
         """The arrays of one file: [C, B, ...] under the names of `keep`, and what the second phase needs."""
         s, rows = self.sweeper, len(part.ids)
         wanted = phase.sources()
-        taps = ("merged",) if any(s.sources[name].of_image for name in wanted) else ()
         there = np.ones(rows, bool)
-        if phase.context:
+        own = functools.cache(lambda: self._own(part))
+        if phase.context:           # oracles show the item's own image, whatever the answer is read from
             batch, there = part.variant(phase.context)
-            prefix, out = self._read(part, batch, ())
-            if taps:            # oracles show the item's own image, whatever the answer is read from
-                out = self._read(part, part.load(), taps)[1]
+            prefix, _ = self._read(part, batch)
         else:
-            prefix, out = self._prefix(number, part, taps, hold=keep_clean and clean is None)
+            prefix, _ = own()
         request = Request(
             plan=s.plan, latents=s.latents, width=prefix.hidden.shape[-1], seed=s.seed, item=part.numbers,
             rows=None if clean is None else _rows(clean, part.numbers), clean=clean,
-            merged=functools.cache(lambda: s.cell.fetch(out["merged"])[:rows]), regions=part.regions,
+            merged=functools.cache(lambda: s.cell.fetch(own()[1])[:rows]), regions=part.regions,
             variant=functools.partial(self._variant, part),
             embed=_Embedding(s.cell, self.params["text"]["embed"]),
         )  # fmt: skip
         bank, missing = self._bank(wanted, request)
-        own = np.zeros(rows, bool)
+        boxless = np.zeros(rows, bool)
         if any(c.of_the_box for c in phase.conditions):
-            budget, own = box_budgets(part.regions, s.plan, rows)
+            budget, boxless = box_budgets(part.regions, s.plan, rows)
             bank = dataclasses.replace(bank, budget=s.cell.rows(self._filled(budget)))
         steps, states = self._clean_states(phase, prefix)
         arrays: dict[str, list] = {}
@@ -343,7 +347,7 @@ class _Engine:
         result = {key: np.concatenate(values) for key, values in arrays.items()}
         nothing = np.zeros(rows, bool)
         result["missing"] = np.stack([
-            missing.get(c.source, nothing) | ~there | (own if c.of_the_box else nothing)
+            missing.get(c.source, nothing) | ~there | (boxless if c.of_the_box else nothing)
             | (steps[c.patch[0]][:rows] < 1 if c.patch else nothing)
             for c in phase.conditions
         ])  # fmt: skip
@@ -354,7 +358,7 @@ class _Engine:
         """Clean latents of another prompt of a batch's items: `Request.variant`."""
         s, rows = self.sweeper, len(part.ids)
         batch, there = part.variant(name)
-        prefix, _ = self._read(part, batch, ())
+        prefix, _ = self._read(part, batch)
         condition = cond.stack([cond.clean()], (), len(s.plan.spec.stages), s.latents)
         trace = sweep(
             s.graph, self.params, prefix, s.plan, s.cell.whole(condition),

@@ -23,6 +23,7 @@ from lvr_jax.files.whole_file import write_whole
 from lvr_jax.latents import conditions as cond
 from lvr_jax.latents import sweep as sweeps
 from lvr_jax.latents.decoding import Decoding
+from lvr_jax.latents.reading import Held
 from lvr_jax.latents.spec import Plan
 from lvr_jax.latents.sweep import Sweeper
 from lvr_jax.latents.sweep_files import SweepError, SweepFiles
@@ -149,28 +150,30 @@ class Audit:
             notes.append(f"no item has a box: {', '.join(left_out)} not run")
 
         self.say(f"{self.name}: {len(items.ids)} items, {len(conditions) + 1} conditions, {len(prompts)} batches")
+        held = Held(corrupting.hold)
         capture.run(probing, prompts, self.folder / "capture", spans=items.spans, layers=s.layers,
-                    weights=items.subject.weights)  # fmt: skip
-        sweeps.run(corrupting, prompts, conditions, self.folder / "sweep")
+                    weights=items.subject.weights, held=held)  # fmt: skip
+        sweeps.run(corrupting, prompts, conditions, self.folder / "sweep", held)
         lens.run(items, self.folder / "capture", self.folder / "lens", self.cell)
-        patched = s.patched > 0 and self._patch(corrupting, conditions, notes)
+        patched = s.patched > 0 and self._patch(corrupting, conditions, notes, held)
         if s.attention:
             watched = dataclasses.replace(corrupting, keep=("attention@answer", "attention@latents"),
                                           record=("attention",), chunk=1)  # fmt: skip
-            sweeps.run(watched, prompts, [c for c in conditions if c.name in s.attention], self.folder / "attention")
+            sweeps.run(watched, prompts, [c for c in conditions if c.name in s.attention], self.folder / "attention",
+                       held)  # fmt: skip
         lacking = "no item has a box" if not items.boxed.any() else items.lacks_targets
         aligned = 0 if lacking else s.aligned
         if lacking and s.aligned:
             notes.append(f"no alignment: {lacking}")
         if aligned:
             teacher.run(items, self.folder / "teacher", count=aligned, latents=s.target_latents, compute=self.compute,
-                        cell=self.cell, progress=self.progress)  # fmt: skip
+                        cell=self.cell, progress=self.progress, held=held)  # fmt: skip
         differentiated = s.differentiated if items.place.ids else 0
         if not items.place.ids:
             notes.append("the tokenizer does not tell the letters apart by one token: no margins, no sensitivity")
         if differentiated:
             sensitivity.run(probing, items, prompts, self.folder / "capture", self.folder / "sensitivity",
-                            count=differentiated)  # fmt: skip
+                            count=differentiated, held=held)  # fmt: skip
 
         ran = {"patching": patched, "attention": s.attention, "teacher": aligned, "sensitivity": differentiated}
         stages = ["capture", "sweep", "lens", *(stage for stage, done in ran.items() if done)]
@@ -206,7 +209,7 @@ class Audit:
             subject.graph, subject.params, self.plan(run),
             Decoding(protocol.max_new_tokens, subject.stop, protocol.repetition_penalty),
             letters=self.items.place.ids, opening=self.items.place.opening, seed=s.seed, compute=self.compute,
-            attention=subject.attention, chunk=s.chunk or None, memory=s.memory, cell=self.cell,
+            attention=subject.attention, chunk=s.chunk or None, memory=s.memory, hold=2 * s.memory, cell=self.cell,
             weights=subject.weights, progress=self.progress,
         )  # fmt: skip
 
@@ -220,7 +223,7 @@ class Audit:
         text = json.dumps([FORMAT, self.name, manifests, rules], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def _patch(self, sweeper: Sweeper, conditions: list[cond.Named], notes: list[str]) -> bool:
+    def _patch(self, sweeper: Sweeper, conditions: list[cond.Named], notes: list[str], held: Held) -> bool:
         """The patching map's runs, over the items whose answer its condition changes first; False without any."""
         s = self.settings
         found = outcomes(self.items, sweeps.read(self.folder / "sweep"))
@@ -229,7 +232,7 @@ class Audit:
             notes.append(f"no patching: fewer than two items have latents that {s.patched_condition!r} replaces")
             return False
         sweeps.run(sweeper, self.items.part(chosen).prompts(), patching.conditions(*self._map(conditions)),
-                   self.folder / "patching")  # fmt: skip
+                   self.folder / "patching", held)  # fmt: skip
         return True
 
     def _map(self, conditions: list[cond.Named]) -> tuple[cond.Named, int, tuple[int, ...]]:

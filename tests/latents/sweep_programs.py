@@ -65,10 +65,10 @@ def sweeper_of(*, chunk=None, seed=0, weights=0, mesh=None, keep=None, hold=1e9,
     )  # fmt: skip
 
 
-def run(sweeper, parts, conditions, folder):
+def run(sweeper, parts, conditions, folder, held=None):
     """lvr_jax.latents.sweep.run by the same programs, compiled quickly."""
     with mock.patch.multiple(sweeps, prefill=latent_models.prefill, sweep=latent_models.sweep):
-        return sweeps.run(sweeper, parts, conditions, folder)
+        return sweeps.run(sweeper, parts, conditions, folder, held)
 
 
 def sweep_into(folder, *, batches, conditions=None, wait=0.0, on_load=None, **how):

@@ -13,8 +13,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 import planted  # noqa: E402
 
 from lvr_jax.latents import sweep  # noqa: E402
+from lvr_jax.latents.reading import Held  # noqa: E402
 from lvr_jax.prism import experiment  # noqa: E402
-from lvr_jax.prism.measure import corruptions
+from lvr_jax.prism.measure import corruptions, teacher  # noqa: E402
 from lvr_jax.prism.outcomes import floor, outcomes, verdict  # noqa: E402
 from lvr_jax.prism.verdict import BELIEVED, IGNORED, USES  # noqa: E402
 
@@ -102,3 +103,27 @@ def test_probes_read_the_answer_at_the_latents_of_all_three(analyses):
     for found in analyses.values():
         pair = found["probes"]["pair"]["logistic"]
         assert pair["last_latent"]["accuracy"] > 0.85 and pair["answer"]["accuracy"] > 0.85
+
+
+def test_teacher_forcing_takes_pictures_that_were_encoded_already(tmp_path):
+    """Targets are the encoded pictures themselves: twice what is held is twice the targets."""
+    c = config(**{
+        "checkpoint": str(planted.plant("carrier", tmp_path / "carrier")), "benchmark": "jsonl", "budget": 3, "rows": 4,
+        "folder": str(planted.benchmark(tmp_path / "set", 6)), "switches": "max_new_tokens=4",
+    })  # fmt: skip
+    audit = experiment.prepare(c, experiment.settings_of(c), c.checkpoint, "carrier", tmp_path / "run", False, print)
+    held, doubled = Held(1e9), Held(1e9)
+    sweep.run(audit._sweeper("corruption"), audit.items.prompts(), [], tmp_path / "sweep", held)
+    for ids, (prefix, merged) in held.batches.items():
+        doubled.keep(ids, prefix, 2 * merged)
+    ways = {"alone": None, "held": held, "doubled": doubled}
+    forced = {}
+    for name, given in ways.items():
+        teacher.run(audit.items, tmp_path / name, count=5, latents=4, compute=audit.compute, progress=False, held=given)
+        forced[name], = teacher.read(tmp_path / name)
+    assert forced["alone"].items == forced["held"].items and forced["alone"].valid.any()
+    # Another program encodes the pictures: fp32 rounding.
+    for field in ("predicted", "target"):
+        alone, shared = (getattr(forced[name], field) for name in ("alone", "held"))
+        np.testing.assert_allclose(shared, alone, atol=1e-4 * np.abs(alone).max(), rtol=0)
+    np.testing.assert_array_equal(forced["doubled"].target, 2 * forced["held"].target)

@@ -25,6 +25,7 @@ import numpy as np
 
 from lvr_jax.latents import conditions as cond
 from lvr_jax.latents import positions, rollout
+from lvr_jax.latents.reading import TAPS, Held
 from lvr_jax.latents.routing import blocked
 from lvr_jax.latents.sources import latents_of
 from lvr_jax.latents.sweep import Prompts, Sweeper, prefill, sweep
@@ -74,11 +75,13 @@ class Capture:
 
 
 def run(
-    sweeper: Sweeper, prompts: Sequence[Prompts], folder, *, spans: Spans, layers: str = "last", weights: int = 0
-) -> int:
+    sweeper: Sweeper, prompts: Sequence[Prompts], folder, *, spans: Spans, layers: str = "last", weights: int = 0,
+    held: Held | None = None,
+) -> int:  # fmt: skip
     """Captures every batch that is not there yet; returns how many this cell ran.
 
-    spans: batch -> masks [B, T] of the prompt, by position name; weights: a number of the parameters.
+    spans: batch -> masks [B, T] of the prompt, by position name; weights: a number of the parameters; held: where what
+    is read of the prompts is kept for other stages.
     Raises SweepError if the folder holds another capture.
     """
     if layers not in LAYERS:
@@ -87,8 +90,9 @@ def run(
     files.open(_manifest(sweeper, prompts, layers, weights), cell)
     missing = files.missing(["clean"], len(prompts), cell)["clean"]
     engine = _Engine(
-        sweeper, cell.filled(max(len(p.ids) for p in prompts)), layers, spans, cell.whole(sweeper.params)
-    )
+        sweeper, cell.filled(max(len(p.ids) for p in prompts)), layers, spans, cell.whole(sweeper.params),
+        Held() if held is None else held,
+    )  # fmt: skip
     total, to_do = sum(len(p.ids) for p in prompts), sum(len(prompts[n].ids) for n in missing) * cell.count
     with tqdm(
         total=total, initial=max(total - to_do, 0), unit="item", desc="capture",
@@ -129,6 +133,7 @@ class _Engine:
     layers: str
     spans: Spans
     params: dict
+    held: Held
 
     def run(self, part: Prompts) -> dict[str, np.ndarray]:
         """One batch, filled up with copies of its first item, whose results are dropped."""
@@ -138,9 +143,11 @@ class _Engine:
         deep = self.layers == "all"
         prefix, out = prefill(
             s.graph, self.params, s.cell.rows(batch), s.cell.rows(filled(part.numbers)), compute=s.compute,
-            remember_ids=s.decoding.repetition_penalty != 1, taps=("hidden", "merged", *(("states",) if deep else ())),
+            remember_ids=s.decoding.repetition_penalty != 1, taps=(*TAPS, *(("states",) if deep else ())),
             blocked=blocked(s.attention),
         )  # fmt: skip
+        if not deep:                # another program, another last bit
+            self.held.keep(part.ids, prefix, out["merged"])
         condition = cond.stack([cond.clean()], (), len(s.plan.spec.stages), s.latents)
         trace = sweep(
             s.graph, self.params, prefix, s.plan, s.cell.whole(condition),

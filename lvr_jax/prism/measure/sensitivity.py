@@ -20,6 +20,7 @@ import numpy as np
 from flax import nnx
 
 from lvr_jax.latents.conditions import ANSWER, LATENT
+from lvr_jax.latents.reading import TAPS, Held
 from lvr_jax.latents.rollout import Prefix
 from lvr_jax.latents.routing import blocked
 from lvr_jax.latents.sweep import Prompts, Sweeper, prefill
@@ -124,11 +125,12 @@ class Sensitivity:
 
 
 def run(
-    sweeper: Sweeper, items: Items, prompts: Sequence[Prompts], capture_folder, folder, *, count: int
-) -> int:
+    sweeper: Sweeper, items: Items, prompts: Sequence[Prompts], capture_folder, folder, *, count: int,
+    held: Held | None = None,
+) -> int:  # fmt: skip
     """Differentiates about `count` items, whole batches spread over the benchmark; returns how many this cell ran.
 
-    Items whose reply has no place for a letter are left out; they have no margin.
+    Items whose reply has no place for a letter are left out; they have no margin. held: what was read of the prompts.
     """
     captured, files, cell = SweepFiles(capture_folder), SweepFiles(folder), sweeper.cell
     needed = min(-(-count // items.rows), len(prompts))
@@ -143,7 +145,8 @@ def run(
     ) as bar:  # fmt: skip
         for number in missing:
             n = chosen[number]
-            made = _batch(sweeper, items, prompts[n], captured.load("clean", n, ("token", "latent", "answer_step")))
+            trace = captured.load("clean", n, ("token", "latent", "answer_step"))
+            made = _batch(sweeper, items, prompts[n], trace, Held() if held is None else held)
             if cell.is_writer:
                 files.write("gradient", number, made)
             cell.hosts.progress(number)
@@ -152,12 +155,16 @@ def run(
     return len(missing)
 
 
-def _batch(s: Sweeper, items: Items, part: Prompts, trace: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _batch(
+    s: Sweeper, items: Items, part: Prompts, trace: dict[str, np.ndarray], held: Held
+) -> dict[str, np.ndarray]:
     n, rows = len(part.ids), s.cell.filled(items.rows)
     filled = lambda x: np.concatenate([x, np.repeat(x[:1], rows - n, 0)])  # noqa: E731
-    batch = {key: filled(value) for key, value in part.load().items()}
-    prefix, _ = prefill(s.graph, s.params, s.cell.rows(batch), s.cell.rows(filled(part.numbers)), compute=s.compute,
-                        remember_ids=False, blocked=blocked(s.attention))  # fmt: skip
+    found = held.read(part.ids, rows)
+    if found is None:
+        batch = {key: filled(value) for key, value in part.load().items()}
+        found = prefill(s.graph, s.params, s.cell.rows(batch), s.cell.rows(filled(part.numbers)), compute=s.compute,
+                        remember_ids=False, taps=TAPS, blocked=blocked(s.attention))  # fmt: skip
     # Answers end early: only so many steps are replayed, in a few sizes so that programs are shared.
     steps = min(-(-int(trace["answer_step"].max(initial=0) + 1) // 16) * 16, trace["token"].shape[1])
     offered = np.arange(len(s.letters)) < items.options[items.places(part.ids)][:, None]
@@ -167,7 +174,7 @@ def _batch(s: Sweeper, items: Items, part: Prompts, trace: dict[str, np.ndarray]
         offered=filled(offered),
     )  # fmt: skip
     margin, gradient, fed = s.cell.fetch(gradients(
-        s.graph, s.params, prefix, s.cell.rows(replay), np.asarray(s.letters, np.int32), head_at=s.plan.spec.head_at,
+        s.graph, s.params, found[0], s.cell.rows(replay), np.asarray(s.letters, np.int32), head_at=s.plan.spec.head_at,
         compute=s.compute,
     ))  # fmt: skip
     most = int(np.asarray(s.plan.quota).sum())

@@ -18,6 +18,7 @@ from lvr_jax.data.sample import Example
 from lvr_jax.evaluation.batches import batches
 from lvr_jax.latents import objectives
 from lvr_jax.latents.objectives import Objective, Weights
+from lvr_jax.latents.reading import Held
 from lvr_jax.latents.sweep_files import SweepFiles
 from lvr_jax.models.compiler_options import Jit
 from lvr_jax.models.qwen2_5_vl.layers import Compute
@@ -26,6 +27,7 @@ from lvr_jax.prism.measure.items import Items
 from lvr_jax.progress import tqdm
 
 MANIFEST_KEY = "teacher_forced"
+PICTURES = ("patches", "window_segment", "rotary_ids")      # what a batch holds for the vision tower alone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,22 +42,24 @@ class Forced:
 
 
 @functools.partial(Jit, static_argnames=("graph", "compute", "attention"))
-def _forward(graph, params, batch, compute: Compute, attention: str):
+def _forward(graph, params, batch, merged, compute: Compute, attention: str):
     from flax import nnx
 
     weights = Weights(jnp.float32(0), jnp.float32(0))
     objective = Objective(attention=attention)
-    out = objectives.forward(nnx.merge(graph, params), batch, objective, weights, jax.random.key(0), compute)
+    out = objectives.forward(
+        nnx.merge(graph, params), batch, objective, weights, jax.random.key(0), compute, merged=merged
+    )
     return out["predicted"], out["target"]
 
 
 def run(
     items: Items, folder, *, count: int, latents: int, compute: Compute, cell: Cell = Cell(),  # noqa: B008
-    progress: bool = True,
+    progress: bool = True, held: Held | None = None,
 ) -> int:  # fmt: skip
     """Teacher-forces the first `count` items that have boxes; returns how many batches this cell ran.
 
-    latents: at most so many of a stage are kept (a large box has thousands)
+    latents: at most so many of a stage are kept (a large box has thousands); held: pictures that were encoded already
     """
     wanted = np.flatnonzero(items.boxed)[:count]
     files = SweepFiles(folder)
@@ -75,7 +79,8 @@ def run(
     ) as bar:  # fmt: skip
         for number in missing:
             rows = [examples[int(wanted[i])] for i in planned[number].items]
-            made = _run(items, rows, planned[number].budget, latents, compute, cell)
+            merged = None if held is None else held.merged(tuple(ids[number]), cell.filled(items.rows))
+            made = _run(items, rows, planned[number].budget, latents, compute, cell, merged)
             if cell.is_writer:
                 files.write("forced", number, made)
             cell.hosts.progress(number)
@@ -95,12 +100,13 @@ def _visual(items: Items) -> list[str]:
 
 
 def _run(
-    items: Items, rows: Sequence[Example], budget, latents: int, compute: Compute, cell: Cell
+    items: Items, rows: Sequence[Example], budget, latents: int, compute: Compute, cell: Cell, merged
 ) -> dict[str, np.ndarray]:
     filled = [*rows, *[rows[0]] * (cell.filled(items.rows) - len(rows))]
-    batch = cell.rows(collate([[example] for example in filled], budget, items.geometry))
+    batch = collate([[example] for example in filled], budget, items.geometry)
+    needed = batch if merged is None else {key: value for key, value in batch.items() if key not in PICTURES}
     predicted, target = cell.fetch(_forward(
-        items.subject.graph, items.subject.params, batch, compute, items.subject.attention
+        items.subject.graph, items.subject.params, cell.rows(needed), merged, compute, items.subject.attention
     ))
     kept = {}
     for number, stage in enumerate(items.template.stages, start=1):
