@@ -26,7 +26,7 @@ from lvr_jax.latents.decoding import Decoding
 from lvr_jax.latents.reading import Held
 from lvr_jax.latents.spec import Plan
 from lvr_jax.latents.sweep import Sweeper
-from lvr_jax.latents.sweep_files import SweepError, SweepFiles
+from lvr_jax.latents.sweep_files import SweepError, SweepFiles, SweepResults
 from lvr_jax.models.qwen2_5_vl.layers import Compute
 from lvr_jax.multihost.cell import Cell
 from lvr_jax.multihost.hosts import digest
@@ -50,7 +50,7 @@ from lvr_jax.prism.outcomes import (
 from lvr_jax.prism.probes import content, readout
 from lvr_jax.prism.statistics.intervals import wilson
 
-FORMAT = 4      # of audit.json; a change makes every analysis run again
+FORMAT = 5      # of audit.json; a change makes every analysis run again
 
 
 @dataclasses.dataclass(frozen=True)
@@ -283,7 +283,7 @@ class Audit:
             "lens": lens.read(self.folder / "lens", items, names, gallery),
             "sensitivity": None if moved is None else _sensitivity(moved, found, items),
             "attention": None if attention is None else geometry.attention_shares(attention),
-            "answers": _answers(found, items), "gallery": gallery,
+            "answers": _answers(found, items, results), "gallery": gallery,
         })  # fmt: skip
 
 
@@ -351,9 +351,11 @@ def _root_mean(x: np.ndarray) -> float:
     return float(np.sqrt(np.nansum(x**2, 1).mean())) if len(x) else float("nan")
 
 
-def _answers(found: Outcomes, items: Items) -> list[dict]:
+def _answers(found: Outcomes, items: Items, results: SweepResults) -> list[dict]:
     """Every item under every condition: what a person would want to check. Replies that equal the clean one are left
-    out of `replies`."""
+    out of `replies`; donors: condition -> the item whose latents were fed, where it had one."""
+    fed = dict(zip(results.items, results.donor.T))
+    donors = {i: {name: results.items[d] for name, d in zip(results.conditions, fed[i]) if d >= 0} for i in items.ids}
     by = lambda values, i: dict(zip(found.conditions, values[:, i].tolist()))  # noqa: E731
     return [
         {"id": row.id, "category": row.category, "gold": row.letter, "gold_content": items.contents[i],
@@ -361,7 +363,8 @@ def _answers(found: Outcomes, items: Items) -> list[dict]:
          "replies": {name: text for name, text in by(found.reply, i).items() if text != found.reply[0, i]},
          "content": by(found.content, i), "right": by(found.right, i), "letter": by(found.letter, i),
          "letter_right": by(found.letter_right, i), "follows": by(found.follows, i),
-         "readable": by(found.readable, i), "margin": None if found.margin is None else by(found.margin, i),
+         "readable": by(found.readable, i), "donors": donors[row.id],
+         "margin": None if found.margin is None else by(found.margin, i),
          "missing": [name for c, name in enumerate(found.conditions) if found.missing[c, i]]}
         for i, row in enumerate(items.benchmark.rows)
     ]  # fmt: skip

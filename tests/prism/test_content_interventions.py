@@ -13,7 +13,7 @@ from lvr_jax.latents.sources import SourceError
 from lvr_jax.latents.sweep_files import SweepFiles, SweepResults
 from lvr_jax.prism import crossing, patching
 from lvr_jax.prism.argued import argued
-from lvr_jax.prism.audit import plain
+from lvr_jax.prism.audit import _answers, plain
 from lvr_jax.prism.measure import lens
 from lvr_jax.prism.outcomes import Outcomes
 from lvr_jax.prism.report import interventions
@@ -60,6 +60,9 @@ def test_only_donors_of_the_kind_with_another_answer_argue_and_their_answers_are
     assert row["clean"].point == 0 and row["fed"].point == pytest.approx(4 / 5)      # all but 4
     assert row["offered"]["items"] == 4 and row["offered"]["fed"].point == pytest.approx(3 / 4)
     assert row["p"] == pytest.approx(2 * 0.5**4)
+    rows = [Row(f"item{i}", "Which?", "A", "") for i in range(I)]
+    answers = _answers(outcomes(said, missing), items(benchmark=SimpleNamespace(rows=rows)), results)
+    assert [a["donors"] for a in answers] == [{"donor": f"item{donor[i]}"} if i in donor else {} for i in range(I)]
 
 
 def test_the_map_counts_changed_answers_that_come_back():

@@ -174,18 +174,21 @@ def table_csv(table: Table) -> str:
 
 
 def answers_csv(a: Mapping) -> str:
-    """A line an item and condition: content and letter, whether they are right and agree, margin, and the reply,
-    in which what does not print is escaped, so that lines stay lines."""
+    """A line an item and condition: content and letter, whether they are right and agree, margin, the donor of the
+    latents with its right answer, and the reply, in which what does not print is escaped, so that lines stay lines."""
     rows = [("id", "category", "gold", "gold_content", "condition", "content", "right", "letter", "letter_right",
-             "follows", "readable", "changed", "margin", "missing", "reply")]  # fmt: skip
+             "follows", "readable", "changed", "margin", "missing", "donor", "donor_content", "donor_letter",
+             "reply")]  # fmt: skip
     flag = lambda value: "" if value is None else int(value)  # noqa: E731
+    gold = {answer["id"]: (answer["id"], answer["gold_content"], answer["gold"]) for answer in a["answers"]}
     for answer in a["answers"]:
         margin = answer["margin"] or {}
         rows += [(answer["id"], answer["category"], answer["gold"], answer["gold_content"], c, content,
                   *(flag(answer[key][c]) if key != "letter" else answer[key][c]
                     for key in ("right", "letter", "letter_right", "follows", "readable")),
                   int(c in answer["replies"]), "" if margin.get(c) is None else f"{margin[c]:.6g}",
-                  int(c in answer["missing"]), _printable(answer["replies"].get(c, answer["reply"])))
+                  int(c in answer["missing"]), *gold.get(answer["donors"].get(c), ("", "", "")),
+                  _printable(answer["replies"].get(c, answer["reply"])))
                  for c, content in answer["content"].items()]  # fmt: skip
     return to_csv(rows)
 

@@ -59,7 +59,7 @@ def analysis(name: str = "tiny", outcomes: Outcomes | None = None, seed: int = 0
              "replies": {"zero": "blue\nA"}, "missing": ["zero"], "content": {"clean": "red", "zero": "blue"},
              "right": {"clean": True, "zero": False}, "letter": {"clean": "A", "zero": "A"},
              "letter_right": {"clean": True, "zero": True}, "follows": {"clean": 1.0, "zero": 0.0},
-             "readable": {"clean": True, "zero": True}, "margin": None}],
+             "readable": {"clean": True, "zero": True}, "margin": None, "donors": {}}],
         "gallery": [],
     })  # fmt: skip
 
@@ -243,11 +243,16 @@ def test_csv_says_what_is_this_runs_and_what_is_published(paper):
     rows = list(csv.reader(io.StringIO(report.table_csv(table))))
     assert [row[0] for row in rows] == ["source", "run", *["published"] * 5]
     assert rows[1][1:] == list(table.rows[0])
-    answers = list(csv.DictReader(io.StringIO(report.answers_csv(analysis()))))
+    a = analysis()
+    other = a["answers"][0] | {"id": "item1", "gold": "B", "gold_content": "blue"}
+    a["answers"] = [a["answers"][0] | {"donors": {"zero": "item1"}}, other]
+    answers = list(csv.DictReader(io.StringIO(report.answers_csv(a))))[:2]
     assert [a["condition"] for a in answers] == ["clean", "zero"] and answers[1]["missing"] == "1"
     told = {"gold_content": "red", "content": "blue", "right": "0", "letter": "A", "letter_right": "1",
-            "follows": "0", "readable": "1", "changed": "1", "reply": "blue\\nA"}  # fmt: skip
+            "follows": "0", "readable": "1", "changed": "1", "reply": "blue\\nA",
+            "donor": "item1", "donor_content": "blue", "donor_letter": "B"}  # fmt: skip
     assert told.items() <= answers[1].items() and (answers[0]["changed"], answers[0]["reply"]) == ("0", "red A")
+    assert answers[0]["donor"] == answers[0]["donor_content"] == ""
 
 
 def test_figures_are_narrow_enough_for_a_phone(paper):
