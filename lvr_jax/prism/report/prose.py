@@ -42,7 +42,7 @@ def _trigger(a: Mapping) -> str:
 
 def _sham(a: Mapping) -> str:
     sham = a["sham"]
-    if sham is None:
+    if sham is None or not sham["items"]:
         return "No sham condition was run, so the instrument's own noise is not known."
     text = f"Feeding every item its own latents again changed {sham['flips']} of {sham['items']} answers"
     return f"{text}: that is the instrument's own noise (blocks after the first get the first one's latents)."

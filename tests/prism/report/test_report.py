@@ -1,8 +1,11 @@
 """Does the report say what the analysis says, beside what was published, and stay one self-contained page?"""
 
+import base64
 import csv
 import io
 import re
+from urllib.parse import unquote
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -253,6 +256,15 @@ def test_csv_says_what_is_this_runs_and_what_is_published(paper):
             "donor": "item1", "donor_content": "blue", "donor_letter": "B"}  # fmt: skip
     assert told.items() <= answers[1].items() and (answers[0]["changed"], answers[0]["reply"]) == ("0", "red A")
     assert answers[0]["donor"] == answers[0]["donor_content"] == ""
+
+
+def test_a_figure_stands_in_the_page_as_text_that_a_browser_reads_back():
+    """The svg itself but for white space; a fifth smaller than base64 would be."""
+    svg = page.image_bytes(figures.sigma_curve([analysis("one", found(0.3))]), "svg")
+    kind, _, text = page.inline(svg, "svg").partition(",")
+    assert kind == "data:image/svg+xml" and not set(text) & set("\n\"'<>&#()")
+    assert ElementTree.fromstring(unquote(text)).tag.endswith("svg") and unquote(text).split() == svg.decode().split()
+    assert len(text) < 0.85 * len(base64.b64encode(svg))
 
 
 def test_figures_are_narrow_enough_for_a_phone(paper):
