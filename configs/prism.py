@@ -7,10 +7,12 @@ One or several checkpoints (Hugging Face or Orbax, any latent system), one bench
 
 Nothing to download (generated pictures): --config.benchmark=digit_search --config.options="size=200, options=4".
 
-Cost: prompts are computed three times (capture, and two phases of the sweep); each further condition recomputes only
-latents and answer. The argument `paper` gives the paper's protocol and its five conditions alone: `prism.py:paper`.
-`prism.py:light` is for many checkpoints: seven conditions that tell whether the answer listens to what stands in the
-latents' place and whether own latents carry anything; no attention, no sensitivity, no single latents.
+Cost: a prompt is read once for all stages, as far as `conditions.memory` keeps it; each further condition recomputes
+only latents and answer. With prompts of 1,000 vision tokens all of it takes three to four times as long as an
+evaluation of the same items, `light` twice as long (tools/bench.py audit). The argument `paper` gives the paper's
+protocol and its five conditions alone: `prism.py:paper`. `prism.py:light` is for many checkpoints: seven conditions
+that tell whether the answer listens to what stands in the latents' place and whether own latents carry anything; no
+attention, no sensitivity, no single latents.
 """
 
 import ml_collections
@@ -63,7 +65,8 @@ def get_config(which: str = ""):
         "contexts": "" if which else "hidden",
         "crossed": "" if which else "donor_directed,mean,oracle",
         "chunk": 0,                     # conditions at a time; 0: as many as fit
-        "memory": 4e9,                  # bytes a device may spend on them
+        # Bytes a device may spend on them; all together keep prompts that were read in twice as many.
+        "memory": 4e9,
     })  # fmt: skip
     config.capture = ml_collections.ConfigDict({"layers": "last"})      # or "all"
     config.probes = ml_collections.ConfigDict({

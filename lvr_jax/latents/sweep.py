@@ -101,7 +101,7 @@ class Sweeper:
     record:  what the rollout has to record besides (`states`, `attention`)
     attention: who may see whom in this checkpoint (latents.routing)
     chunk:   conditions at a time; None: as many as fit `memory` bytes a device
-    hold:    bytes (of all devices together) for prefixes kept from the first phase to the second
+    hold:    bytes (of all devices together) for prefixes kept from one phase, or stage, to the next (latents.reading)
     cell:    the devices that batches run on, where `params` are; batches are filled up to a multiple of its `shards`
     weights: the fingerprint of `params` where it is known, else it is made
     """
