@@ -94,7 +94,7 @@ def _tiny(c: ConfigDict) -> ConfigDict:
     c.compute.remat = "none"
     c.objective.chunk = 4096        # all rows of a step at once
     c.optimizer.peak = 1e-3
-    c.data.sources = {"digits": {"kind": "digit_search", "size": 100_000, "split": "train"}}
+    c.data.sources = {"digits": {"kind": "digit_search", "size": 100_000, "split": "train", "mask_box": False}}
     c.data.answer_format = "word_then_letter"
     c.data.check_boxes = True
     c.data.min_pixels, c.data.max_pixels = 784, 112 * 112
@@ -102,7 +102,7 @@ def _tiny(c: ConfigDict) -> ConfigDict:
     c.data.workers = 0
     c.system.budget = 4
     c.held_out.update({"every": 75, "examples": 64, "max_new_tokens": 32})
-    c.held_out.sources = {"digits": {"kind": "digit_search", "size": 64, "split": "test"}}
+    c.held_out.sources = {"digits": {"kind": "digit_search", "size": 64, "split": "test", "mask_box": False}}
     c.checkpoint.every = 60
     c.export.dtype = "keep"
     return c

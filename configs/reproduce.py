@@ -1,8 +1,10 @@
 """The paper in miniature: which runs, how long, and what is looked at. `tools/reproduce.py` runs it.
 
-Three settings from one base. *plain*: the picture is visible to all, so latents may be redundant. *bottleneck*: only
-the latents see it, so own latents must carry the answer. *masked*: what is asked for is black, so oracle latents must
-help and own ones cannot. Where the two controls behave, a null result in the plain setting means something.
+Settings: *plain*: the picture is visible to all, so latents may be redundant. *controls*: the same with one thing taken
+away or matched, apart from the paper's five. *believed*: trained longer from a base that cannot reply behind a block,
+so that the answer comes to rely on the latents. *bottleneck*: only the latents see the picture, so own latents must
+carry the answer. *masked*: what is asked for is black, so oracle latents must help and own ones cannot. Where the last
+two behave, a null result in the plain setting means something.
 
 Cost: 15 to 20 minutes on 2 cores, nothing to download.
 
@@ -16,9 +18,11 @@ from ml_collections import ConfigDict
 def get_config():
     c = ConfigDict()
     c.checkpoint = "lvr_jax/assets/tiny"
-    # Names of configs by setting; base and sft have no latents and are only scored.
+    # Configs by setting; base, sft and sft_markers have no latents and are only scored. An entry may have axes, such as
+    # "lvr lambda=0|0.1|1 seed=0|1": tools/study/runs.py lists them.
     c.runs = ConfigDict({
-        "plain": "base,sft,lvr,n_lvr,d_lvr,p_lvr_2,p_lvr_3", "bottleneck": "bottleneck", "masked": "masked_input",
+        "plain": "base,sft,sft_markers,lvr,n_lvr,d_lvr,p_lvr_2,p_lvr_3", "controls": "lambda_zero,p_lvr_2_matched",
+        "believed": "lvr", "bottleneck": "lvr", "masked": "lvr",
     })  # fmt: skip
     c.seeds = (0,)
     c.train = ConfigDict({"steps": 300, "rows": 16})        # of two questions each

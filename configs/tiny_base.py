@@ -1,7 +1,7 @@
-"""The tiny checkpoint's own training: digit search without latents, on a tower that has been warmed up.
+"""Digit search without latents, the second stage of the tiny checkpoint: the reply always follows the prompt.
 
-`python tools/make_tiny.py` runs it, with the warm-up before and the export after. It is no experiment of the paper.
-Cost: 15 minutes on 2 cores.
+`python tools/make_tiny.py` runs it, after the warm-up of the tower. What comes out can answer at that one offset only;
+`configs/tiny_base_filler.py` goes on from there. It is no experiment of the paper. Cost: 15 minutes on 2 cores.
 """
 
 from configs import common
@@ -12,7 +12,7 @@ def get_config(size: str = "tiny"):
         raise ValueError(f"config argument {size!r}: the tiny checkpoint has one size, tiny")
     c = common.get_config(size, "tiny_base")
     c.data.template = "no_latents"
-    # Four questions a row, sixty a step.
+    # Three questions a row, 45 a step.
     c.data.tokens, c.data.windows, c.data.max_per_row = 272, 4, 4
     c.rows = 15
     c.data.sources.digits.update({"size": 1_000_000, "seed": 1})      # the experiments draw theirs with seed 0

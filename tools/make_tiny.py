@@ -1,9 +1,11 @@
-"""Makes the checkpoint that ships with the project, lvr_jax/assets/tiny, from nothing.
+"""Makes the checkpoints that ship with the project, lvr_jax/assets/tiny and tiny_one_offset, from nothing.
 
     python tools/make_tiny.py --workdir runs/tiny --output lvr_jax/assets/tiny
 
-Tokenizer, vision warm-up, then training on digit search by configs/tiny_base.py; a Hugging Face folder with a model
-card that states what was learnt. The same command goes on where it was stopped.
+Tokenizer, vision warm-up, digit search by configs/tiny_base.py: that is OUTPUT_one_offset, which replies at one offset
+only. The same with filler before the reply (configs/tiny_base_filler.py), from that folder on: OUTPUT. Both are Hugging
+Face folders with a card that states what was learnt. The same command goes on where it was stopped; with
+`--last-stage` it takes OUTPUT_one_offset as it is and makes OUTPUT from that.
 
 Exit status: 0 done, 1 failed, 2 bad input.
 """
@@ -11,11 +13,11 @@ Exit status: 0 done, 1 failed, 2 bad input.
 import argparse
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +28,7 @@ from ml_collections import ConfigDict
 # Configs import each other as `configs.NAME`.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from configs import tiny_base
+from configs import tiny_base, tiny_base_filler
 from lvr_jax.checkpoints import CheckpointError, save_params, to_hf
 from lvr_jax.data.digit_pictures import COLOUR_NAMES
 from lvr_jax.data.tokenizers import IM_END, ChatTokenizer
@@ -38,7 +40,7 @@ from lvr_jax.models.qwen2_5_vl.config import SIZES, Config
 from lvr_jax.models.qwen2_5_vl.model import Qwen2_5_VL
 from lvr_jax.models.qwen2_5_vl.params import shapes
 from lvr_jax.training.loop import TrainingFailed, train
-from tiny.card import card
+from tiny import cards, offsets
 from tiny.tokenizer import make_tokenizer
 from tiny.warm_up import same_words, warm_up
 
@@ -47,7 +49,9 @@ CONFIG = SIZES["tiny"]
 WIDER = 5.0
 # Qwen's layout, for programs that ask a checkpoint for its chat template; ours write the same text without one.
 TEMPLATE = Path(__file__).parent / "tiny" / "chat_template.jinja"
-ITEMS = 1000        # held-out scenes for the card
+ITEMS = 1000        # held-out scenes for the cards
+ONE_OFFSET = "_one_offset"
+ROUNDS = (600, 1000)    # steps with filler: new scenes and a learning rate that rises and falls anew in each
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -55,7 +59,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--workdir", type=Path, required=True, help="folder for what is made on the way")
     parser.add_argument("--output", type=Path, required=True, help="the Hugging Face folder to write")
     parser.add_argument("--warm-up-steps", type=int, default=900, metavar="N")
-    parser.add_argument("--steps", type=int, metavar="N", help="of configs/tiny_base.py (default: its own)")
+    parser.add_argument("--steps", type=int, metavar="N", help="of each training on questions (default: its config's)")
+    parser.add_argument("--last-stage", action="store_true", help="go on from OUTPUT_one_offset as it is")
     parser.add_argument("--seed", type=int, default=1, help="the experiments draw their scenes with seed 0")
     options = parser.parse_args(arguments)
     for name in ("warm_up_steps", "steps"):
@@ -76,27 +81,51 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def make(options: argparse.Namespace) -> None:
-    work = options.workdir
-    seeing = once(work / "warm_up.json", lambda: _warm_up(options))
-    config = tiny_base.get_config()
-    config.seed = config.data.sources.digits.seed = options.seed
-    config.init.checkpoint = str(work / "warm_up")
-    config.steps = options.steps or config.steps
-    training = once(work / "training.json", lambda: _train(config, work / "training"))
-    to_hf(work / "training/export", options.output, dtype=jnp.bfloat16, overwrite=True)
-    scores = evaluate(options.output, work / "digit_search.jsonl")
-    parameters = sum(math.prod(shape) for shape in shapes(CONFIG).values())
-    text = card(config, parameters, seeing, training, scores, os.cpu_count())
-    (options.output / "README.md").write_text(text)
+    work, first = options.workdir, options.output.with_name(options.output.name + ONE_OFFSET)
+    work.mkdir(parents=True, exist_ok=True)
+    if not options.last_stage:
+        seeing = once(work / "warm_up.json", lambda: _warm_up(options))
+        config = _config(tiny_base, options, work / "warm_up")
+        training = once(work / "training.json", lambda: _train(config, work / "training"))
+        to_hf(work / "training/export", first, dtype=jnp.bfloat16, overwrite=True)
+        parameters = sum(math.prod(shape) for shape in shapes(CONFIG).values())
+        write_card(first, lambda *found: cards.one_offset(config, parameters, seeing, training, *found), work)
+    rounds, checkpoint = [], first
+    for number, steps in enumerate(ROUNDS):
+        config = _config(tiny_base_filler, options, checkpoint)
+        config.steps = options.steps or steps
+        config.data.sources.digits.seed += number
+        place = work / f"filler_{number + 1}"
+        done = once(place.with_suffix(".json"), lambda c=config, place=place: _train(c, place))
+        rounds.append((config.steps, done["processor_seconds"]))
+        checkpoint = place / "export"
+    to_hf(checkpoint, options.output, dtype=jnp.bfloat16, overwrite=True)
+    write_card(options.output, lambda *found: cards.tiny(config, rounds, *found), work)
+
+
+def _config(module: ModuleType, options: argparse.Namespace, checkpoint: Path) -> ConfigDict:
+    """The stage's own config with the seed, the steps and the place of this run."""
+    c = module.get_config()
+    # Each stage draws scenes that the one before has not seen.
+    c.data.sources.digits.seed += options.seed - 1
+    c.seed, c.init.checkpoint, c.steps = options.seed, str(checkpoint), options.steps or c.steps
+    return c
+
+
+def write_card(folder: Path, card: Callable[[list[Score], dict[str, offsets.Right]], str], work: Path) -> None:
+    """Measures the checkpoint and says so in its README.md."""
+    scores = evaluate(folder, work / f"{folder.name}.jsonl")
+    text = card(scores, offsets.measure(folder, ITEMS))
+    (folder / "README.md").write_text(text)
     print(text)
 
 
 def once(path: Path, stage: Callable[[], dict]) -> dict:
-    """The stage's figures and its seconds: from the file where it is done already."""
+    """The stage's figures, its seconds and those of all cores together: from the file where it is done already."""
     if not path.exists():
-        start = time.perf_counter()
+        start, processor = time.perf_counter(), time.process_time()
         found = stage()
-        found["seconds"] = time.perf_counter() - start
+        found |= {"seconds": time.perf_counter() - start, "processor_seconds": time.process_time() - processor}
         path.write_text(json.dumps(found, indent=1) + "\n")
     return json.loads(path.read_text())
 
@@ -147,7 +176,7 @@ def write_files(folder: Path, tokenizer: ChatTokenizer, config: Config) -> None:
 
 
 def evaluate(folder: Path, results: Path) -> list[Score]:
-    """Accuracy, and by kind of question, on scenes whose digits were never trained on."""
+    """Accuracy of the decoded reply, and by kind of question, on scenes whose digits were never trained on."""
     ways = protocol("clean", max_new_tokens=16)
     benchmark = load_benchmark("digit_search", None, ways, size=ITEMS, split="test")
     subject = open_subject(folder, system="none", dtype=jnp.float32)

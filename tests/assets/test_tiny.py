@@ -1,4 +1,4 @@
-"""Is the checkpoint that ships with the project what its card says?"""
+"""The checkpoints that ship with the project are what their cards say."""
 
 import dataclasses
 import re
@@ -16,16 +16,45 @@ from lvr_jax.evaluation.protocol import protocol
 from lvr_jax.evaluation.runner import load_benchmark, run
 from lvr_jax.evaluation.subject import open_subject
 from lvr_jax.models.qwen2_5_vl.config import SIZES
+from tiny.offsets import LAYOUTS, OFFSETS, measure
 from tiny.tokenizer import make_tokenizer
 
 TINY = Path(__file__).resolve().parents[2] / "lvr_jax/assets/tiny"
+ONE_OFFSET = TINY.with_name("tiny_one_offset")
+
+
+def said_of(folder: Path) -> dict[str, tuple[float, float]]:
+    """(word, letter) that the card states by offset and by layout."""
+    rows = re.findall(r"^\| (\w+) \| ([\d.]+)% \| ([\d.]+)% \|$", (folder / "README.md").read_text(), re.MULTILINE)
+    return {name: (float(word) / 100, float(letter) / 100) for name, word, letter in rows}
+
+
+def test_the_base_can_reply_anywhere():
+    """Of 1,000 scenes, as its card says: at every offset, and behind true latents before it has ever seen a block."""
+    said = said_of(TINY)
+    assert list(said) == [*map(str, OFFSETS), *LAYOUTS]
+    for n in map(str, OFFSETS):
+        assert min(said[n]) >= 0.90, f"{n} newlines: {said[n]}"
+    for name in LAYOUTS:
+        assert said[name][0] >= 0.85, f"{name}: {said[name]}"
+
+
+@pytest.mark.parametrize("folder, offset", [(TINY, 16), (ONE_OFFSET, 2)], ids=["tiny", "tiny_one_offset"])
+def test_words_and_letters_behind_newlines_and_latents_are_as_the_card_says(folder, offset):
+    """On 100 of the card's scenes; three standard errors of 100 answers are allowed."""
+    said, found = said_of(folder), measure(folder, 100, offsets=(offset,), layouts=("p_lvr_3",))
+    for name, right in found.items():
+        for share, card in zip((right.word, right.letter), said[name]):
+            assert abs(share - card) < 3 * (card * (1 - card) / 100) ** 0.5 + 0.01, name
 
 
 def test_it_has_the_size_the_tokenizer_and_the_weight_of_its_card():
-    source = open_hf(TINY)
-    assert source.config == SIZES["tiny"]
-    assert (TINY / "tokenizer.json").read_text() == make_tokenizer().backend.to_str(), "tools/make_tiny.py makes it"
-    assert sum(path.stat().st_size for path in TINY.iterdir()) < 4e6
+    for folder in (TINY, ONE_OFFSET):
+        source = open_hf(folder)
+        assert source.config == SIZES["tiny"]
+        made = make_tokenizer().backend.to_str()
+        assert (folder / "tokenizer.json").read_text() == made, "tools/make_tiny.py makes it"
+        assert sum(path.stat().st_size for path in folder.iterdir()) < 4e6
 
 
 def test_it_answers_as_its_card_says(tmp_path):

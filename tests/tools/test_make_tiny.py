@@ -1,4 +1,4 @@
-"""Is the tiny checkpoint made as its card says, and can making it be stopped?"""
+"""The tiny checkpoints are made as their cards say, and making them can be stopped."""
 
 import json
 from pathlib import Path
@@ -62,6 +62,14 @@ def test_no_steps_are_refused_before_anything_is_made(tmp_path, capsys, flag):
     assert not list(tmp_path.iterdir())
 
 
+def test_the_last_stage_needs_the_one_before(tmp_path, capsys):
+    import make_tiny
+
+    command = ["--workdir", str(tmp_path / "work"), "--output", str(tmp_path / "tiny"), "--last-stage"]
+    assert make_tiny.main(command) == 2
+    assert "tiny_one_offset" in capsys.readouterr().err and not (tmp_path / "tiny").exists()
+
+
 @pytest.mark.slow
 def test_from_nothing_to_a_hugging_face_folder_in_a_few_steps(tmp_path, monkeypatch, capsys):
     import make_tiny
@@ -72,8 +80,10 @@ def test_from_nothing_to_a_hugging_face_folder_in_a_few_steps(tmp_path, monkeypa
     out = tmp_path / "tiny"
     command = ["--workdir", str(tmp_path / "work"), "--output", str(out), "--warm-up-steps", "2", "--steps", "2"]
     assert make_tiny.main(command) == 0
-    card = (out / "README.md").read_text()
-    assert "2 steps" in card and "8 scenes" in card and "every image token is told" in card
+    folders = (out, tmp_path / "tiny_one_offset")
+    card, first = (" ".join((folder / "README.md").read_text().split()) for folder in folders)
+    assert "2 and then 2 more steps" in card and "0 to 32 tokens of filler" in card and "8 scenes" in card
+    assert "2 steps" in first and "every image token is told" in first
     assert open_subject(out, system="none").config == SIZES["tiny"]
     # What was done is not done again: the first stages' figures are read from their files.
     before = json.loads((tmp_path / "work/warm_up.json").read_text())

@@ -1,4 +1,4 @@
-"""Does the study do every job once, in order, and what was changed again? Does it survive being killed?"""
+"""The study does every job once, in order, and what was changed again; it survives being killed."""
 
 import json
 import os
@@ -36,12 +36,12 @@ def config(**changes) -> ConfigDict:
 
 def test_every_variant_starts_from_the_same_base_and_sees_the_same_data(tmp_path):
     jobs = {job.name: job for job in study.jobs(config(), tmp_path)}
-    trained = [job for job in jobs.values() if job.stage == "train"]
+    trained = [job for name, job in jobs.items() if job.stage == "train" and "believed" not in name]
     assert {"train lvr", "train n_lvr", "train d_lvr", "train p_lvr_2", "train p_lvr_3", "train sft"} <= set(jobs)
     for flag in ("init.checkpoint", "seed", "rows"):
         values = {a for job in trained for a in job.command if a.startswith(f"--config.{flag}=")}
         assert len(values) == 1, flag
-    assert jobs["train d_lvr"].after == ("convert", "train lvr"), "it forks the baseline"
+    assert jobs["train d_lvr"].after == ("convert tiny", "train lvr"), "it forks the baseline"
     assert jobs["audit masked: lvr"].after == ("train masked: lvr",)
     assert any("mask_box=True" in a for a in jobs["evaluate masked: lvr"].command)
     assert "audit base" not in jobs and "audit sft" not in jobs, "without latents there is nothing to audit"
@@ -49,7 +49,7 @@ def test_every_variant_starts_from_the_same_base_and_sees_the_same_data(tmp_path
 
 def test_seeds_are_runs_of_their_own(tmp_path):
     one, three = study.jobs(config(), tmp_path), study.jobs(config(seeds=(0, 1, 2)), tmp_path)
-    assert len(three) - 1 == 3 * (len(one) - 1)         # one conversion
+    assert len(three) - 2 == 3 * (len(one) - 2)         # each base is converted once
     assert {job.name: job.key for job in one}.items() <= {job.name: job.key for job in three}.items()
     forks = {job.name: job.after[1] for job in three if job.name.startswith("train d_lvr")}
     assert forks["train d_lvr seed 2"] == "train lvr seed 2"
@@ -67,7 +67,7 @@ def test_a_change_concerns_what_depends_on_it_and_nothing_else(tmp_path):
     c.train.steps = 100
     trained = {job.name: job.key for job in study.jobs(c, tmp_path)}
     assert {name for name in before if before[name] == trained[name]} == {
-        "convert", "train base", "evaluate base"
+        "convert tiny", "convert tiny_one_offset", "train base", "evaluate base"
     }, "the base takes no step"
 
 
@@ -76,11 +76,57 @@ def test_keys_do_not_depend_on_where_the_work_is_done(tmp_path):
     assert here == there
 
 
+def test_axes_are_runs_of_their_own_with_names_fields_and_folders_of_their_own(tmp_path):
+    c = config(runs=ConfigDict({
+        "plain": "lvr, lvr lambda=0|0.01 target=own|shuffled seed=0|1, lvr base=tiny_one_offset steps=600,"
+                 " n_lvr noise=1",
+        "bottleneck": "lvr, n_lvr, lvr lambda=0", "masked": "lvr",
+    }))  # fmt: skip
+    found = study.runs(c, tmp_path)
+    names = [run.name for run in found]
+    assert len(found) == 15 and len({run.folder for run in found}) == 15 and len(set(names)) == 15
+    assert {"lvr lambda=0.01 target=shuffled seed 1", "bottleneck: n_lvr", "bottleneck: lvr lambda=0"} <= set(names)
+    assert not any("," in name for name in names), "the audit's list has commas between names"
+    jobs = {job.name: job for job in study.jobs(c, tmp_path)}
+    flags = lambda name: set(jobs[f"train {name}"].command)  # noqa: E731
+    assert {"--config.reconstruction.points=((0.0, 0.01),)", "--config.objective.target=shuffled"} <= flags(
+        "lvr lambda=0.01 target=shuffled"
+    )
+    believed = "lvr base=tiny_one_offset steps=600"
+    assert jobs[f"train {believed}"].after == ("convert tiny_one_offset",)
+    assert "--config.steps=600" in flags(believed) and "--config.checkpoint.every=120" in flags(believed)
+    assert "--config.objective.noise=1.0" in flags("n_lvr noise=1")
+    assert "--config.objective.attention=bottleneck" in flags("bottleneck: n_lvr")
+    longer = {job.name: job for job in study.jobs(config(runs=ConfigDict({"believed": "lvr"})), tmp_path)}
+    command = longer["train believed: lvr"].command
+    assert f"--config.steps={2 * config().train.steps}" in command and longer["convert tiny_one_offset"]
+
+
+@pytest.mark.parametrize("setting, name", [("bottleneck", "bottleneck"), ("masked", "masked_input")])
+def test_a_setting_is_the_config_that_has_its_name(tmp_path, setting, name):
+    """What `runs.SETTING = "lvr"` trains is what configs/NAME.py trains."""
+    import importlib
+
+    (run,) = study.runs(config(runs=ConfigDict({setting: "lvr"})), tmp_path)
+    ours, theirs = (importlib.import_module(f"configs.{each}").get_config("tiny") for each in ("lvr", name))
+    ours.update_from_flattened_dict(run.fields())
+    ours.name = theirs.name
+    assert ours.to_json(sort_keys=True) == theirs.to_json(sort_keys=True)
+
+
 @pytest.mark.parametrize("changes, said", [
     ({"runs": ConfigDict({"plain": "lvr,elvis"})}, "no configs/elvis.py"),
     ({"runs": ConfigDict({"dark": "lvr"})}, "runs.dark"),
     ({"runs": ConfigDict({"plain": "d_lvr"})}, "lvr first"),
     ({"runs": ConfigDict({"plain": "lvr, lvr"})}, "'lvr' with seed 0 is asked for twice"),
+    ({"runs": ConfigDict({"plain": "lvr lambda=.1, d_lvr"})}, "'d_lvr' before 'lvr'"),
+    ({"runs": ConfigDict({"plain": "lvr warmth=3"})}, "lvr.py has no field 'warmth', expected .*lambda, target"),
+    ({"runs": ConfigDict({"plain": "lvr optimizer.speed=3"})}, "no field 'optimizer.speed'"),
+    ({"runs": ConfigDict({"plain": "lvr lambda=high"})}, "lvr lambda=high: lambda is 'high', expected a number"),
+    ({"runs": ConfigDict({"plain": "lvr lambda"})}, "has 'lambda', expected AXIS=VALUE"),
+    ({"runs": ConfigDict({"plain": "lvr, d_lvr lambda=1"})}, "schedules lambda"),
+    ({"runs": ConfigDict({"plain": "lvr base=huge"})}, "has base 'huge': there is no"),
+    ({"runs": ConfigDict({"plain": "lvr seed=x"})}, "has seed 'x', expected a whole number"),
     ({"seeds": (1, 0, 1)}, "'base' with seed 1 is asked for twice"),
     ({"seeds": ()}, "nothing to train"),
 ])
@@ -184,7 +230,8 @@ def test_the_headline_counts_the_answers_content_and_has_the_letter_beside_it(tm
 
 SMALL = (
     "--config.train.steps=5", "--config.train.rows=4", "--config.questions=12", "--config.audited=12",
-    "--config.draws=200", "--config.runs.plain=lvr", "--config.runs.masked=", "--noprogress",
+    "--config.draws=200", "--config.runs.plain=lvr", "--config.runs.masked=", "--config.runs.controls=",
+    "--config.runs.believed=", "--noprogress",
 )  # fmt: skip
 
 
@@ -218,7 +265,7 @@ def test_the_study_ends_in_a_report_of_all_settings(whole):
     assert "All runs" in page and "The same interventions in every setting" in page and "Table 4" in page
     analyses = json.loads((workdir / "report/report.json").read_text())
     assert [a["name"] for a in analyses] == ["lvr", "bottleneck: lvr"]
-    behind = json.loads((workdir / "runs/bottleneck/train/export/hf/config.json").read_text())
+    behind = json.loads((workdir / "runs/bottleneck-lvr/train/export/hf/config.json").read_text())
     assert behind["lvr_attention"] == "bottleneck"
 
 

@@ -1,4 +1,4 @@
-"""Which programs make up the study, and what does each of them need first? The very commands a person would type."""
+"""Lists the programs that make up the study, and what each of them needs first: commands that a person would type."""
 
 import dataclasses
 import hashlib
@@ -9,40 +9,9 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-ROOT = Path(__file__).resolve().parents[2]
+from study.runs import ROOT, SETTINGS, TEXT_ONLY, Run, runs
+
 STAGES = ("convert", "train", "evaluate", "audit")
-# Runs without latents: there is nothing to audit.
-TEXT_ONLY = ("base", "sft")
-# What a setting asks of the scenes that are scored.
-SCENES = {"masked": {"mask_box": True}}
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """One trained checkpoint. config: name of a file in configs/; folder: what belongs to it."""
-
-    setting: str
-    config: str
-    seed: int
-    folder: Path
-
-    @property
-    def name(self) -> str:
-        return f"{self.variant} seed {self.seed}" if self.seed else self.variant
-
-    @property
-    def variant(self) -> str:
-        """What runs with other seeds share."""
-        return self.config if self.setting == "plain" else f"{self.setting}: lvr"
-
-    @property
-    def checkpoint(self) -> Path:
-        return self.folder / "train" / "export"
-
-    @property
-    def scenes(self) -> dict:
-        return {"split": "test", **SCENES.get(self.setting, {})}
-
 
 @dataclasses.dataclass(frozen=True)
 class Job:
@@ -59,24 +28,6 @@ class Job:
     steps: tuple[Path, int] | None = None
 
 
-def runs(config: ConfigDict, workdir: Path) -> list[Run]:
-    if unknown := set(config.runs) - {"plain", "bottleneck", "masked"}:
-        raise ValueError(f"runs.{sorted(unknown)[0]}: no such setting, expected plain, bottleneck or masked")
-    found = []
-    for seed in config.seeds:
-        for setting in ("plain", "bottleneck", "masked"):
-            for name in filter(None, (part.strip() for part in config.runs.get(setting, "").split(","))):
-                if not (ROOT / "configs" / f"{name}.py").exists():
-                    raise ValueError(f"runs.{setting} names {name!r}: there is no configs/{name}.py")
-                folder = workdir / "runs" / (name if not seed else f"{name}-{seed}")
-                if folder in {run.folder for run in found}:
-                    raise ValueError(f"{name!r} with seed {seed} is asked for twice, see seeds and runs.{setting}")
-                found.append(Run(setting, name, int(seed), folder))
-    if not found:
-        raise ValueError("seeds and runs name nothing to train, expected at least one seed and one run")
-    return found
-
-
 def jobs(config: ConfigDict, workdir: Path) -> list[Job]:
     """All jobs, each after those that it needs."""
     return list(_Study(config, workdir).jobs())
@@ -85,38 +36,47 @@ def jobs(config: ConfigDict, workdir: Path) -> list[Job]:
 class _Study:
     def __init__(self, config: ConfigDict, workdir: Path):
         self.config, self.workdir = config, workdir
-        self.base = workdir / "base"
-        self.rules = _content([ROOT / "configs", ROOT / config.checkpoint])
+        self.rules = _content([ROOT / "configs"])
         self.keys: dict[str, str] = {}
 
     def jobs(self) -> Iterator[Job]:
-        c = self.config
-        convert = ["convert.py", "to-flax", ROOT / c.checkpoint, self.base, "--overwrite"]
-        yield self._job("convert", "convert", convert, (), self.base, 0)
-        for run in runs(c, self.workdir):
+        every = runs(self.config, self.workdir)
+        for base in dict.fromkeys(run.base for run in every):
+            made = self._converted(base)
+            command = ["convert.py", "to-flax", base, made, "--overwrite"]
+            yield self._job(_conversion(base), "convert", command, (), made, 0, content=_content([base]))
+        for run in every:
             yield self._training(run)
             yield self._evaluation(run)
             if run.config not in TEXT_ONLY:
                 yield self._audit(run)
 
+    def _converted(self, base: Path) -> Path:
+        return self.workdir / "bases" / base.name
+
     def _training(self, run: Run) -> Job:
         c = self.config
-        # Five checkpoints a run, so that D-LVR can fork the baseline at three fifths.
-        steps = 0 if run.config == "base" else c.train.steps
         settings = {
-            "init.checkpoint": self.base, "seed": run.seed, "steps": steps,
-            "rows": c.train.rows,
-            "checkpoint.every": max(steps // 5, 1), "held_out.every": 0, "log.progress": False,
-            "log.tensorboard": False, "compilation_cache": self.workdir / "compiled",
+            "init.checkpoint": self._converted(run.base), "seed": run.seed,
+            "steps": c.train.steps * SETTINGS[run.setting].longer,
+            "rows": c.train.rows, "held_out.every": 0, "log.progress": False,
+            "log.tensorboard": False, "compilation_cache": self.workdir / "compiled", **run.fields(),
         }  # fmt: skip
-        after = ["convert"]
+        if run.config == "base":
+            settings["steps"] = 0
+        steps = settings["steps"]
+        # Five checkpoints a run, so that D-LVR can fork the baseline at three fifths.
+        settings["checkpoint.every"] = max(steps // 5, 1)
+        after = [_conversion(run.base)]
         if run.config == "d_lvr":
-            folder = run.folder.with_name(run.folder.name.removeprefix("d_"))
-            parent = dataclasses.replace(run, config="lvr", folder=folder)
+            parent = dataclasses.replace(run, config="lvr")
             settings["init.fork_from"] = parent.folder / "train"
             after.append(f"train {parent.name}")
             if after[-1] not in self.keys:
-                raise ValueError(f"runs.{run.setting} names d_lvr before lvr, expected lvr first: it is forked from it")
+                raise ValueError(
+                    f"runs.{run.setting} names {run.variant!r} before {parent.variant!r}, expected {parent.variant} "
+                    "first: it is forked from it"
+                )
         place = run.folder / "train"
         command = ["train.py", "--config", f"configs/{run.config}.py:tiny", "--workdir", place, *_flags(settings)]
         share = 0.4 if run.config == "d_lvr" else 1.0
@@ -144,13 +104,18 @@ class _Study:
             f"audit {run.name}", "audit", command, [f"train {run.name}"], place, self.config.seconds.audit
         )
 
-    def _job(self, name, stage, command, after, made, seconds, steps=None) -> Job:
+    def _job(self, name, stage, command, after, made, seconds, steps=None, content="") -> Job:
+        """content: a digest of what the command reads besides configs and what earlier jobs made."""
         program, *arguments = map(str, command)
         text = [program, *(a.replace(str(self.workdir), "WORKDIR") for a in arguments)]
-        known = [self.rules, text, [self.keys[each] for each in after]]
+        known = [self.rules, content, text, [self.keys[each] for each in after]]
         self.keys[name] = hashlib.sha256(json.dumps(known).encode()).hexdigest()
         full = (sys.executable, str(ROOT / "tools" / program), *arguments)
         return Job(name, stage, full, tuple(after), made, seconds + self.config.seconds.start, self.keys[name], steps)
+
+
+def _conversion(base: Path) -> str:
+    return f"convert {base.name}"
 
 
 def prism_settings(config: ConfigDict, run: Run) -> dict:

@@ -1,4 +1,4 @@
-"""What came of the study? One report over all runs, and its headline as a table in the terminal."""
+"""Writes what came of the study: one report over all runs, and its headline as a table in the terminal."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +12,8 @@ from lvr_jax.evaluation.scoring import summarise
 from lvr_jax.prism import experiment
 from lvr_jax.prism.report import report
 from lvr_jax.prism.report.tables import NOTHING, Table, cosine, number, percent, points
-from study.jobs import TEXT_ONLY, Run, prism_settings, runs
+from study.jobs import prism_settings
+from study.runs import TEXT_ONLY, Run, runs
 
 # Corruptions in the headline: what takes the latents' content away, and what hands the answer over.
 SHOWN = {"zero": "zeros", "donor": "swapped", "markers_only": "removed", "oracle": "oracle"}
