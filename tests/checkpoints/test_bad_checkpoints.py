@@ -1,6 +1,7 @@
 """Is every bad checkpoint refused in one line that names the fault?"""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +74,14 @@ BAD = {
     "not safetensors": (
         lambda f: (f / ONE).write_bytes(b"\x20" + bytes(7) + b"x" * 100),
         r"model\.safetensors: the header is not that of a safetensors file",
+    ),
+    "pointer of Git LFS": (
+        lambda f: (f / ONE).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 4349321\n"),
+        r"model\.safetensors: is a Git LFS pointer, not the weights; fetch them \(git lfs pull\)",
+    ),
+    "config as a pointer": (
+        lambda f: (f / "config.json").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n"),
+        r"config\.json: is a Git LFS pointer",
     ),
     "no weights": (lambda f: (f / ONE).unlink(), r"no model\.safetensors and no model\.safetensors\.index\.json"),
     "no config": (lambda f: (f / "config.json").unlink(), r"config\.json is missing"),
@@ -181,3 +190,13 @@ def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path):
 
 def test_many_names_are_cut_to_the_first_few():
     assert errors.some("abcdef", 2) == "a, b and 4 more" and errors.some("ab") == "a, b"
+
+
+@pytest.mark.parametrize("lost", [1, 2])
+def test_a_lost_header_of_a_shard_is_no_half_a_checkpoint(tmp_path, flax, lost):
+    (flax / "safetensors" / f"model-0000{lost}-of-00002.safetensors.header").unlink()
+    with pytest.raises(CheckpointError, match="safetensors: the headers of the original shards are not those"):
+        checkpoints.to_hf(flax, tmp_path / "out")
+    assert_nothing_left(tmp_path, "hf", "flax")
+    shutil.rmtree(flax / "safetensors")
+    checkpoints.to_hf(flax, tmp_path / "out", verify=True)      # as the message says

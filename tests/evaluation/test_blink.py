@@ -112,6 +112,9 @@ def test_wrong_counts_missing_subtasks_and_unknown_ones_are_named(tmp_path):
     ({"answer": "hidden"}, "records.jsonl:1: answer is 'hidden', expected one of A, B, C, D"),
     ({"answer": "(E)"}, r"answer is '\(E\)', expected one of A, B, C, D"),
     ({"choices": None}, "choices is None, expected list"),
+    ({"choices": [1, 2]}, "records.jsonl:1: .*choices"),
+    ({"choices": [None, None]}, "records.jsonl:1: .*choices"),
+    ({"choices": [["1"], ["2"]]}, "records.jsonl:1: .*choices"),
     ({"image_1": None}, "records.jsonl:1: no image_1"),
 ])
 def test_a_bad_record_is_refused_by_line(tmp_path, fields, message):

@@ -185,3 +185,15 @@ def test_parquet_images_can_be_read_backwards_in_another_process_state(tmp_path)
     copy = pickle.loads(pickle.dumps(benchmark))
     numbers = [number_of(load_image(copy[i].images[0])) for i in (11, 0, 4, 5, 3)]
     assert numbers == [12, 1, 5, 6, 4]
+
+
+@pytest.mark.parametrize("text", [
+    "Index,Question,Options,Correct Answer\n1," + "w" * 200_000 + ",(a) x (b) y,(a)\n",
+    "Index;Question;Options;Correct Answer\n1;What?;(a) x (b) y;(a)\n",
+    "", "\0", "Index,Question\n",
+])  # fmt: skip
+def test_a_table_that_is_none_is_one_line_that_names_the_file(tmp_path, text):
+    mmvp(tmp_path, count=2)
+    (tmp_path / "Questions.csv").write_text(text)
+    with pytest.raises(BenchmarkError, match=r"^[^\n]*Questions\.csv[^\n]{,300}$"):
+        load("mmvp", tmp_path, any_count=True)

@@ -8,6 +8,7 @@ import pytest
 from benchmark_folders import number_of, png, write_parquet
 
 from lvr_jax.data.images import load_image
+from lvr_jax.data.sample import DataError
 from lvr_jax.evaluation import extraction
 from lvr_jax.evaluation.benchmarks import BenchmarkError, load
 from lvr_jax.evaluation.benchmarks.tables import ParquetImages
@@ -195,3 +196,11 @@ def test_visualpuzzles_refuses_a_broken_row(tmp_path, fields, message):
 def test_visualpuzzles_counts_are_checked(tmp_path):
     with pytest.raises(BenchmarkError, match="VisualPuzzles has 2 questions, expected 1168"):
         load("visualpuzzles", puzzles(tmp_path))
+
+
+def test_a_picture_that_is_no_base64_is_named(tmp_path):
+    hrbench(tmp_path, change=lambda records: [record | {"image": "é" * 8} for record in records])
+    with pytest.raises(DataError, match=r"^[^\n]*parquet[^\n]*image") as error:
+        benchmark = load("hrbench4k", tmp_path, any_count=True)
+        [benchmark[i] for i in range(len(benchmark))]
+    assert "\n" not in str(error.value)

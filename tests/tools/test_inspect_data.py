@@ -1,6 +1,7 @@
 """Does a person see in the picture and the table what the model will get?"""
 
 import importlib.util
+import io
 import re
 import subprocess
 import sys
@@ -107,6 +108,16 @@ def test_the_pictures_drawn_are_the_patches(tool):
     cells = tool.latent_cells(example)
     assert [(number, stage) for number, stage, _ in cells] == [(0, 1), (1, 1), (2, 1), (3, 2), (4, 2), (5, 2)]
     assert [tokens for _, _, tokens in cells] == 2 * [[8], [9], [10]], "all of image 1, behind the 8 tokens of image 0"
+
+
+def test_dollars_in_a_question_are_drawn_as_text(tool):
+    image = np.zeros((56, 56, 3), np.uint8)
+    question = "Costs $\\frac$ or $5_to_$6? " * 8
+    sample = Sample(id="$x_", images=(image,), question=question, answer="a$", letter="A", boxes=((0, 0, 1, 1),))
+    example = from_config.make_encode(config())(sample)
+    figure = tool.draw(sample, example, tool.TEMPLATES["p_lvr_2"], f"$x_: \\frac$\n{question}")
+    figure.savefig(io.BytesIO(), dpi=40)
+    assert not any(text.get_parse_math() for text in figure.findobj(tool.matplotlib.text.Text))
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from lvr_jax.prism import experiment
+from lvr_jax.prism.report import report
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "checkpoints"
@@ -194,6 +195,13 @@ def test_the_program_says_it_in_one_line_with_status_two(checkpoints, tmp_path, 
     assert status == 2 and not out
     last = error.strip().splitlines()[-1]
     assert last.startswith("prism: ") and message in last and "Traceback" not in error
+
+
+@pytest.mark.parametrize("folder, label", [("..", ".."), ("runs/..", ".."), ("runs/a", "../b"), ("runs/a", "/etc")])
+def test_no_name_of_a_checkpoint_leads_out_of_the_workdir(folder, label):
+    given = () if label == ".." else (label,)
+    assert experiment.labels_of((folder,), given) == (label,)
+    assert Path("work", report.slug(label)).resolve().parent == Path("work").resolve()
 
 
 def test_help_has_an_example():

@@ -183,6 +183,27 @@ def test_a_result_that_was_removed_is_made_again(tmp_path):
     assert order(tmp_path) == ["a", "a"]
 
 
+def test_what_others_made_is_not_removed(tmp_path):
+    """Neither files that begin with a job's name, nor one that stands where a job would write."""
+    for name in ("a.out_of_mine", "a.out.txt", "a"):
+        (tmp_path / name).write_text("mine")
+    for key in ("1", "2"):
+        Workers(tmp_path, 1).run([job(tmp_path, "a", WRITE, key=key)], progress=False)
+    assert all((tmp_path / name).read_text() == "mine" for name in ("a.out_of_mine", "a.out.txt", "a"))
+    (tmp_path / "b.out").write_text("mine")
+    with pytest.raises(JobFailed, match="b.out: exists, and no run of this study made it; move it away"):
+        Workers(tmp_path, 1).run([job(tmp_path, "b", WRITE)], progress=False)
+    assert (tmp_path / "b.out").read_text() == "mine"
+
+
+@pytest.mark.parametrize("held", ["[]", "{", "[" * 100_000, '{"done": true}', '{"key": 1, "done": "yes"}'])
+def test_a_damaged_mark_of_a_job_means_that_it_is_not_done(tmp_path, held):
+    jobs = [job(tmp_path, "a", WRITE)]
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "jobs" / "a.json").write_text(held)
+    assert not Workers(tmp_path, 1).is_done(jobs[0])
+
+
 def test_a_failure_shows_the_end_of_the_log_and_leaves_nothing_running(tmp_path):
     slow = job(tmp_path, "slow", "import os, time; open(made + '.pid', 'w').write(str(os.getpid())); time.sleep(60)")
     bad = job(tmp_path, "bad", "import time; time.sleep(1); raise SystemExit('no more tea')")
