@@ -14,7 +14,7 @@ from lvr_jax.latents.sweep_files import SweepFiles, SweepResults
 from lvr_jax.prism import crossing, patching
 from lvr_jax.prism.argued import argued
 from lvr_jax.prism.audit import _answers, plain
-from lvr_jax.prism.measure import lens
+from lvr_jax.prism.measure import corruptions, lens
 from lvr_jax.prism.outcomes import Outcomes
 from lvr_jax.prism.report import interventions
 
@@ -86,6 +86,18 @@ def test_items_whose_answer_changes_are_patched_first():
     said = [["a"] * 8, ["a", "b"] * 4]
     found = outcomes(said, names=("clean", "donor"))
     assert patching.chosen_items(found, "donor", 6) == [0, 1, 2, 3, 5, 7]
+
+
+@pytest.mark.parametrize("name, kinds, contents, said", [
+    ("donor_directed", "ccd", "rb1", "kind of question 'd' has one item, expected two"),
+    ("donor_directed", "ccdd", "rb11", "kind of question 'd' has 2 items with the one answer '1', expected two"),
+    ("blank_image", "cc", "rb", "needs the prompt 'blank' of each item, these items have own"),
+])  # fmt: skip
+def test_conditions_that_the_items_cannot_serve_are_refused_in_one_line(name, kinds, contents, said):
+    with pytest.raises(cond.ConditionError, match=said) as error:
+        corruptions.check(corruptions.named([name]), list(kinds), list(contents), ["own"])
+    assert "\n" not in str(error.value) and repr(name) in str(error.value)
+    corruptions.check(corruptions.named([name]), list("ccdd"), list("rb12"), ["own", "blank"])
 
 
 def test_layers_of_a_map_are_those_of_the_network():
