@@ -20,7 +20,8 @@ def test_a_second_run_is_refused_in_one_line(tmp_path):
 
 def test_other_hosts_of_a_run_are_let_in(tmp_path):
     with locked(tmp_path), locked(tmp_path, wanted=False):
-        pass
+        (tmp_path / "part").touch()
+    assert os.listdir(tmp_path) == ["part"]
 
 
 def test_a_folder_that_stays_empty_is_not_claimed(tmp_path):
