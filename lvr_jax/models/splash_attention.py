@@ -19,11 +19,10 @@ RESIDUALS = "attention_residuals"
 
 @dataclasses.dataclass(frozen=True)
 class Blocks:
-    """Sides of a block, at most: queries and keys of the forward pass, of the backward pass, and keys whose scores are
-    in VMEM at a time.
+    """Sides of a block, at most: queries and keys of the forward pass and of dq's, of that of dk and dv, and keys whose
+    scores are in VMEM at a time.
 
-    Small blocks skip more. Large ones leave fewer turns, and large `back_keys` fewer partial sums of dq: the backward
-    kernel writes one of q's size for each block of keys, and XLA adds them up.
+    Small blocks skip more, large ones leave fewer turns.
     """
 
     queries: int = 512
@@ -39,7 +38,10 @@ class Blocks:
 
 
 LANES = 128
-# Sides of 1,024, and 2,048 for back_keys, promise more (see Blocks) and have not been compiled for a TPU yet.
+# By libtpu 0.0.42.1's plan of a step of 3B on v5e-16 (2026-11): a kernel that gives dq along with dk and dv writes a
+# partial dq in bf16 for every block of keys, and adding these up takes 2.6 s at 512 keys a block. At 2,048 keys that is
+# 0.6 s, and 0.2 s more of pairs are computed. dq's own kernel computes scores again, 0.2 s at the peak; it adds up in
+# fp32 and leaves blocks small.
 BLOCKS = Blocks()
 
 
@@ -88,7 +90,7 @@ def splash_attention(q, k, v, segment, *, causal: bool, interpret: bool = False)
         "block_sizes": kernels.BlockSizes(
             block_q=sides.queries, block_kv=sides.keys, block_kv_compute=min(sides.keys, sides.held),
             block_q_dkv=sides.back_queries, block_kv_dkv=sides.back_keys,
-            block_kv_dkv_compute=min(sides.back_keys, sides.held), use_fused_bwd_kernel=True,
+            block_kv_dkv_compute=min(sides.back_keys, sides.held), block_q_dq=sides.queries, block_kv_dq=sides.keys,
         ),
         "is_mqa": True, "save_residuals": False, "mask_value": kernels.DEFAULT_MASK_VALUE,
         "attn_logits_soft_cap": None, "residual_checkpoint_name": RESIDUALS,
@@ -108,7 +110,7 @@ def splash_attention(q, k, v, segment, *, causal: bool, interpret: bool = False)
         forward = mask(seen, _next(seen.reshape(-1)).reshape(seen.shape) % seen.shape[1])
         seen = visible_blocks(segment, sides.back_queries, sides.back_keys, causal)
         backward = mask(seen, jax.vmap(_next, 1, 1)(seen))
-        kernel = kernels.SplashAttentionKernel(forward, None, backward, **settings)
+        kernel = kernels.SplashAttentionKernel(forward, forward, backward, **settings)
         return jax.vmap(kernel, in_axes=(0, 0, 0, None))(q, k, v, kernels.SegmentIds(q=ids, kv=ids))
 
     q = (q * H**-0.5).reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)               # [B, K, G, T, H]

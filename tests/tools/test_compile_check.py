@@ -48,7 +48,7 @@ def config_of(variant: str = "lvr", size: str = "3b"):
     return c
 
 
-@pytest.mark.parametrize("topology, bound, mfu", [("v5e:4x4", 15.0, 0.29), ("v6e:4x4", 30.0, 0.08)])
+@pytest.mark.parametrize("topology, bound, mfu", [("v5e:4x4", 15.0, 0.44), ("v6e:4x4", 30.0, 0.08)])
 def test_the_3b_step_of_the_baseline_fits(topology, bound, mfu):
     """All layers, 64 rows of 16,384 tokens, at the effort and with the options with which a run compiles. The bound on
     MFU is the compiler's plan: with rings of partial products it was 0.17 on v5e and 0.08 on v6e."""

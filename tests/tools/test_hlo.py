@@ -202,7 +202,7 @@ def test_products_and_kernels_are_counted_in_flops():
     assert arithmetic.products(NETWORK) == 2 * 512 * 80 * 256
     (kernel,) = arithmetic.kernels(NETWORK)
     assert (kernel.part, kernel.heads, kernel.queries, kernel.keys) == ("decoder attention", 16, 2048, 2048)
-    assert kernel.block == (512, 1024) and not kernel.backward
+    assert kernel.block == (512, 1024) and kernel.products == 2
     # Four blocks of queries see 1, 1, 2 and 2 blocks of keys.
     assert kernel.pairs(causal=True) == 6 * 512 * 1024 and kernel.pairs(causal=False) == 2048**2
     # Of two segments each block of queries sees the one block of keys that is its own segment's.

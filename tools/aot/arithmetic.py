@@ -57,8 +57,8 @@ def products(text: str, share: hlo.Share = hlo.all_taken) -> float:
 class Kernel:
     """A Pallas attention kernel.
 
-    part: of the network (aot.bill); heads, queries, keys, width: of one call on one chip; calls: a run; backward: it is
-    the gradient, five products of a pair instead of two; block: (queries, keys) that it computes at once
+    part: of the network (aot.bill); heads, queries, keys, width: of one call on one chip; calls: a run; products: of a
+    pair, two forward, three for dq and four for dk and dv; block: (queries, keys) that it computes at once
     """
 
     name: str
@@ -68,7 +68,7 @@ class Kernel:
     keys: int
     width: int
     block: tuple[int, int]
-    backward: bool
+    products: int
     calls: float
 
     def pairs(self, causal: bool, segment: np.ndarray | None = None) -> float:
@@ -85,7 +85,7 @@ class Kernel:
     def flops(self, pairs: float, unit: int) -> float:
         """MXU work, when each head computes so many pairs a call, with the heads filled up to the unit's width."""
         width = -(-self.width // unit) * unit
-        return self.calls * (5 if self.backward else 2) * 2.0 * self.heads * pairs * width
+        return self.calls * self.products * 2.0 * self.heads * pairs * width
 
 
 def kernels(text: str, share: hlo.Share = hlo.all_taken) -> list[Kernel]:
@@ -102,8 +102,8 @@ def _kernel(each: Instruction, part: str, calls: float) -> Kernel:
         raise ValueError(f"kernel {each.name}: expected splash attention, whose products are known")
     operands = re.search(r"operand_layout_constraints=\{(.*?)\}, [a-z_]+=", each.line + ", end=")[1]
     q, k = [a.shape for a in hlo.arrays(operands) if a.dtype in ("bf16", "f32") and len(a.shape) > 2][:2]
-    backward = "_dkv" in each.name
+    products, of = (4, "_dkv") if "_dkv" in each.name else (3, "_dq") if "_dq" in each.name else (2, "")
     # Metadata is JSON in a JSON string: \"block_q\": 512.
     size = lambda key: int(re.search(rf'\\"{key}\\": (\d+)', each.line)[1])  # noqa: E731
-    block = (size("block_q_dkv"), size("block_kv_dkv")) if backward else (size("block_q"), size("block_kv"))
-    return Kernel(each.name, part, math.prod(q[:-2]), q[-2], k[-2], q[-1], block, backward, calls)
+    block = size(f"block_q{of}"), size(f"block_kv{of}")
+    return Kernel(each.name, part, math.prod(q[:-2]), q[-2], k[-2], q[-1], block, products, calls)

@@ -33,8 +33,12 @@ def mrope_table(
 
 
 def rotate(x: jax.Array, table: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Rotates the halves of x [..., N, H] by a table of [..., H], in fp32 or wider."""
-    cos, sin = (t[..., None, :] for t in table)
-    y = x.astype(wide(x.dtype))
-    left, right = jnp.split(y, 2, axis=-1)
-    return (y * cos + jnp.concatenate([-right, left], -1) * sin).astype(x.dtype)
+    """Rotates the halves of x [..., N, H] by a table of [..., H], in fp32 or wider.
+
+    Half by half, so that what is put together is of x's type: of the whole in fp32, XLA for TPUs writes out both halves
+    and their negatives: 0.15 s of a step in the tower of 3B on v5e-16 (2026-11, libtpu 0.0.42.1).
+    """
+    (left_cos, right_cos), (left_sin, right_sin) = (jnp.split(t[..., None, :], 2, axis=-1) for t in table)
+    left, right = (y.astype(wide(x.dtype)) for y in jnp.split(x, 2, axis=-1))
+    turned = left * left_cos - right * left_sin, right * right_cos + left * right_sin
+    return jnp.concatenate([y.astype(x.dtype) for y in turned], -1)
