@@ -1,4 +1,4 @@
-"""Which settings do all experiments share? Sec. 4.1 of "Cosine Misleads", its released code, and how to run it here.
+"""Settings that all experiments share: Sec. 4.1 of "Cosine Misleads", its released code, and how to run it here.
 
 Not an experiment: `configs/lvr.py` and the others state what differs. The argument is a size: `3b` to `72b` train
 published checkpoints on Visual-CoT, `tiny` a network of a million parameters on digit search scenes, on a laptop.

@@ -1,4 +1,4 @@
-"""PRISM: is the latent used, where is the answer decodable, what do the latents look like?
+"""PRISM: whether the latent is used, where the answer is decodable, and what the latents look like.
 
 One or several checkpoints (Hugging Face or Orbax, any latent system), one benchmark:
 

@@ -1,4 +1,4 @@
-"""Which test files need torch to be imported at all? Those are left alone where parity tests are deselected."""
+"""Leaves alone the test files that need torch to be imported at all, where parity tests are deselected."""
 
 
 def pytest_ignore_collect(collection_path, config):

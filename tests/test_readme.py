@@ -1,4 +1,4 @@
-"""Does every command of the README exist: program, config, field, flag? CI runs those that need nothing downloaded."""
+"""Every command of the README exists: program, config, field, flag. CI runs those that need nothing downloaded."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Does our code reproduce the official code? Compares with recorded outputs of it, case by case and key by key.
+"""Compares our code with recorded outputs of the official code, case by case and key by key.
 
     python tools/check_golden.py tests/golden [--kinds A1,B2]
 

@@ -1,4 +1,4 @@
-"""How does a checkpoint of Hugging Face become one of ours, and back, bit for bit and a few tensors at a time?
+"""Converts a checkpoint of Hugging Face into one of ours and back, bit for bit and a few tensors at a time.
 
 Both directions walk the name table: read a tensor (embedding and head in blocks of rows), reorder its axes, write it at
 its place in the other format. What is in memory at any moment is one piece being made and one being written.

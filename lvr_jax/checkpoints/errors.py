@@ -1,4 +1,4 @@
-"""What can be wrong with a checkpoint, in one line that names file, value and expectation?"""
+"""What can be wrong with a checkpoint, in one line that names file, value and expectation."""
 
 import contextlib
 import errno

@@ -1,4 +1,4 @@
-"""What does a checkpoint folder of ours hold, and how does it appear all at once or not at all?
+"""Says what a checkpoint folder of ours holds, and makes it appear all at once or not at all.
 
     params/          the parameters, an ordinary Orbax checkpoint
     hf/              config.json, tokenizer, preprocessor, chat template: the files around the weights, bit for bit

@@ -1,4 +1,4 @@
-"""Which tensors does a Hugging Face folder hold, and are they exactly those of its config?
+"""Lists the tensors of a Hugging Face folder and checks that they are exactly those of its config.
 
 Either naming of the tensors, one file or many shards, tied or untied head, any number of embedding rows. Whatever is
 missing, unknown or of another shape is named and refused: a network with a silently random layer is worse than none.

@@ -1,4 +1,4 @@
-"""How do arrays get in and out of Orbax without ever being whole in memory?
+"""Gets arrays in and out of Orbax without their ever being whole in memory.
 
 Orbax lets a leaf type bring its own TypeHandler, so a stacked parameter can be written layer by layer while Orbax
 still does everything else: names, tree metadata, atomic commit. Every parameter becomes a plain zarr array

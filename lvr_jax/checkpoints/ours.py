@@ -1,4 +1,4 @@
-"""What does a folder of ours hold, and is it the checkpoint that its config.json describes?"""
+"""Opens a folder of ours and checks that it is the checkpoint that its config.json describes."""
 
 import dataclasses
 import math

@@ -1,4 +1,4 @@
-"""What is in a safetensors file, and how is one written tensor by tensor?
+"""Reads the headers of safetensors files and writes one tensor by tensor.
 
 A file is eight bytes of header length, a JSON header, and the tensors back to back without holes. The safetensors
 library writes a file only from a dict that holds all of its tensors, and it orders and pads the header in its own way;

@@ -1,4 +1,4 @@
-"""Which merged vision tokens does a box cover? And how do boxes of other conventions become normalised xyxy?
+"""Finds the merged vision tokens that a box covers, and brings boxes of other conventions to normalised xyxy.
 
 Everything is float64: a few two-decimal boxes land on other tokens in float32. `box_to_tokens` is the reference's pure
 arithmetic, which accepts any numbers; `validate` and `normalise` are where bad boxes are refused.

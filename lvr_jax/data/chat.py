@@ -1,4 +1,4 @@
-"""How does a question with its images, latents and answer become one laid-out sequence?
+"""Lays out a question with its images, latents and answer as one sequence.
 
 The layout is the one that LVR checkpoints were trained on: system turn, user turn with the images' placeholders,
 assistant turn with one latent block a box (what a block looks like is the template's business) and the answer.

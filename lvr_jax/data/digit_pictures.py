@@ -1,4 +1,4 @@
-"""What does a digit search scene look like, and what is in it? Handwritten digits enlarged, coloured and blended in."""
+"""Draws the pictures of digit search scenes: handwritten digits enlarged, coloured and blended in."""
 
 from __future__ import annotations
 

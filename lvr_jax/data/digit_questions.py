@@ -1,4 +1,4 @@
-"""Which questions can be put about a digit search scene, with what answers? Only such as have one referent."""
+"""Questions that can be put about a digit search scene, with their answers: only such as have one referent."""
 
 from __future__ import annotations
 

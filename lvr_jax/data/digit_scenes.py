@@ -1,4 +1,4 @@
-"""Which picture, question and box make up item `index` of the digit search task?
+"""Makes picture, question and box of item `index` of the digit search task.
 
 Real handwritten digits (scikit-learn's `load_digits`, 1,797 samples of 8x8) in eight colours, scattered over a noisy
 grey scene. Questions are made in the manner of V*Bench: the target is small, the box round it holds all that is

@@ -1,4 +1,4 @@
-"""What becomes of item `index` of a source: an example that fits the budget, or a note that says why not?"""
+"""Turns item `index` of a source into an example that fits the budget, or into a note that says why not."""
 
 from __future__ import annotations
 

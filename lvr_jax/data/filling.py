@@ -1,4 +1,4 @@
-"""Which of the examples that wait shall share the next row?
+"""Chooses which of the examples that wait share the next row.
 
 Examples are never cut, so a row is filled by choosing. The oldest waiting example always goes (none waits for ever),
 and the rest of the row is a subset-sum problem over the others, solved exactly: sets of reachable sums are the bits of

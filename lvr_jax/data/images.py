@@ -1,4 +1,4 @@
-"""How does a picture become patches? Decode, resize and cut, bit for bit as the reference does; pixels stay uint8.
+"""Turns a picture into patches: decoded, resized and cut bit for bit as the reference does; pixels stay uint8.
 
 The device rescales and normalises (DESIGN idea 4). A still image's two temporal frames are equal, so only one travels:
 a patch has channel x 14 x 14 = 588 columns where the Hugging Face processor emits 1,176.

@@ -1,4 +1,4 @@
-"""How is a question with lettered options written out?"""
+"""Writes out a question with lettered options."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How do examples become rows of one static shape? Concatenated, told apart by segment ids, padded to a budget.
+"""Packs examples into rows of one static shape: concatenated, told apart by segment ids, padded to a budget.
 
 A row holds one or more examples; a batch holds rows. On the device a row is one sequence of T tokens and one set of W
 windows of patches; tokens see their own example only. Images that latents are taken from, when they differ from the

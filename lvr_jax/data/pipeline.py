@@ -1,4 +1,4 @@
-"""How do sources of samples become an endless, exactly resumable stream of host batches?
+"""Turns sources of samples into an endless, exactly resumable stream of host batches.
 
     shuffle by seed and epoch -> shard -> encode (in worker processes) -> pack -> batch
 

@@ -1,4 +1,4 @@
-"""Which polyominoes have four distinct rotations, and which of them does training never see?
+"""Polyominoes with four distinct rotations, and those of them that training never sees.
 
 A shape is its cells, sorted (row, column) pairs whose smallest row and column are 0. Shapes that are rotations of one
 another are one shape here and mirror images are two, since a rotation task can tell them apart; but held-out shapes are

@@ -1,4 +1,4 @@
-"""Which examples of the run are still to come, on this shard and after a change in the number of shards?
+"""Keeps which examples of a run are still to come, on this shard and after a change in the number of shards.
 
 The run's order is one long list of positions 0, 1, 2, ...: position p is drawn in epoch p // N of N examples. A shard
 owns every `step`-th position. It reads them in order but emits them in rows out of order, so what is done is told by

@@ -1,4 +1,4 @@
-"""Where in a JSON or JSON-lines file does each record lie, and how is one of them read without the others?
+"""Finds every record of a JSON or JSON-lines file, so that one is read without the others.
 
 A training file has up to 440,000 records and 350 MB. It is scanned once, to two offsets a record; a record is decoded
 when it is asked for. Local files are memory-mapped (workers share the pages), remote ones are read once a process.

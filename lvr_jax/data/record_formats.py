@@ -1,4 +1,4 @@
-"""How does a record with boxes (LVR, Visual-CoT, one's own) become a `Sample`?
+"""Turns a record with boxes (LVR, Visual-CoT, one's own) into a `Sample`.
 
 Every box convention is the format's own and is converted by name, never guessed from the values.
 Sources: reference/benchmarks_and_data.md sections 4.1 (Visual-CoT) and 4.2 (LVR).

@@ -1,4 +1,4 @@
-"""How is a field taken out of a record so that a complaint names file, record, field, value and what was expected?"""
+"""Takes fields out of a record; a complaint names file, record, field, value and what was expected."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How does a training file on disk become a grain data source of `Sample`s?
+"""Makes a training file on disk a grain data source of `Sample`s.
 
     source = RecordSource("data/sroie_cot_train.jsonl", "visual_cot", image_folder="images/sroie")
     sources = lvr_meta("data/meta_data_lvr_sft_stage1.json")

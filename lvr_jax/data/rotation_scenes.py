@@ -1,4 +1,4 @@
-"""Which picture and question make up item `index` of the rotation analogy task?
+"""Makes picture and question of item `index` of the rotation analogy task.
 
 "Shape 1 is to shape 2 as shape 3 is to what?" with polyominoes: shape 2 is shape 1 turned by 90, 180 or 270 degrees
 clockwise, the answer is shape 3 under the same turn, and four options are drawn. Here a latent can hold what the input

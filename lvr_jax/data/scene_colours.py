@@ -1,4 +1,4 @@
-"""Which named colours do the scene generators draw with? Eight that a person tells apart on dark grey."""
+"""The named colours of the scene generators: eight that a person tells apart on dark grey."""
 
 from __future__ import annotations
 

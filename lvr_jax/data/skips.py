@@ -1,4 +1,4 @@
-"""Which examples were left out of a run, why, and are they too many?"""
+"""Keeps which examples were left out of a run and why, and says when they are too many."""
 
 from __future__ import annotations
 

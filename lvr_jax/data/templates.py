@@ -1,4 +1,4 @@
-"""What does a latent block look like in each system, and which vision tokens does each of its latents take?
+"""What a latent block looks like in each system, and which vision tokens each of its latents takes.
 
 Sources: cosine-misleads `src/dataset/lvr_sft_dataset_packed.py`, `src/lvr_utils.py`.
 """

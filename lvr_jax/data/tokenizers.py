@@ -1,4 +1,4 @@
-"""Which ids does a checkpoint's own tokenizer give to text and to the special tokens of latent reasoning?
+"""Gives the ids that a checkpoint's own tokenizer has for text and for the special tokens of latent reasoning.
 
 Torch-free: a `tokenizer.json` is enough. Ids always come from the tokenizer and are checked against config.json, never
 from a table, and never by a token's "special" flag (some releases rewrite it).

@@ -1,4 +1,4 @@
-"""Which items run together, and in how few compiled programs? Sizes without decoding, a ladder of budgets, batches.
+"""Groups items that run together, in few compiled programs: sizes without decoding, a ladder of budgets, batches.
 
 A program is compiled for one (rows, tokens, windows). Items are sorted by size and cut into a few rungs, each with the
 budget of its largest item, so that little is padding and the number of programs is known before the first one runs.

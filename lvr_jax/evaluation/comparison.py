@@ -1,4 +1,4 @@
-"""Is one run better than another on the very same items?
+"""Compares two runs on the very same items.
 
 Two result files are paired by item id. The test is McNemar's exact test on the items that flipped; the interval of the
 difference is a bootstrap over whole units (an MMVP pair, the option orders of a question), paired by construction.

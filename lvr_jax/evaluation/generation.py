@@ -1,4 +1,4 @@
-"""What does a checkpoint reply to a batch of questions, and how is the reply read?
+"""Lets a checkpoint reply to a batch of questions and reads the replies.
 
 One compiled program a budget: prefill and latent loop together, so that the recorded vectors of the loop, which no
 result needs, are never kept.

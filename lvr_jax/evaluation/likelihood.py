@@ -1,4 +1,4 @@
-"""Which option does a checkpoint find most likely as the reply? V*Bench's own protocol: no text is generated.
+"""Picks the option that a checkpoint finds most likely: V*Bench's own protocol, no text is generated.
 
 Options are never shown. Each is read as the reply, teacher-forced on the cache of image and question (which is filled
 once an item) and closed by the end of the turn; the smallest mean token loss wins. Source: penghao-wu/vstar,

@@ -1,4 +1,4 @@
-"""What text does each published harness show for a benchmark's question?
+"""The texts that each published harness shows for a benchmark's question.
 
 `TEMPLATES[harness][family]` is a pure function of a `Row`; "*" stands for every other family. Harnesses:
 

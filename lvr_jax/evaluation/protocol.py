@@ -1,4 +1,4 @@
-"""Under which switches was a number made? A `Protocol` is a record of all of them and is stored with every result.
+"""The switches under which a number was made: a `Protocol` records all of them and is stored with every result.
 
 `paper` is what "Cosine Misleads" and LVR ran, quirks included; `clean` is what we recommend. A switch can be set on
 its own: `protocol("paper", mmvp_order="lexicographic")`.

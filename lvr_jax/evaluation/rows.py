@@ -1,4 +1,4 @@
-"""What is one benchmark question, before a prompt template or an image decoder has touched it?
+"""One benchmark question, before a prompt template or an image decoder has touched it.
 
 A `Row` is all text and small; a whole benchmark of them fits in memory, so that ids, gold letters and pairs are known
 without decoding a single image. Prompt templates, extraction rules and aggregations all take rows.

@@ -1,4 +1,4 @@
-"""Which token comes next? Greedy or sampled, with the checkpoint's repetition penalty: pure functions of logits."""
+"""Picks the next token, greedily or sampled, with the checkpoint's repetition penalty: pure functions of logits."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""What is a row doing, and what will it do next? The state machine of latent decoding, for [C, B] rows at once.
+"""The state machine of latent decoding: what a row is doing and does next, for [C, B] rows at once.
 
 Between two steps a row is either in text, and will be fed its last token, or inside one or more latent blocks, and
 will be fed its last hidden state. A block opens at its start marker, counts down its quota, and closes. Blocks of

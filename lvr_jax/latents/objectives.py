@@ -1,4 +1,4 @@
-"""What is a latent-reasoning model trained for? Cross-entropy, reconstruction of visual targets, diversity.
+"""What latent-reasoning models are trained for: cross-entropy, reconstruction of visual targets, diversity.
 
 A latent at position p is predicted by the state after the final norm at p - 1 (so the start marker predicts the first
 latent), and compared with the merged vision token that teacher forcing feeds at p. Everything here is fp32. Sums and

@@ -1,4 +1,4 @@
-"""Where in a rollout is the answer read, and where are its latents? Named positions of a trace, as masks over steps.
+"""Named positions of a rollout, where the answer is read and where its latents are, as masks over steps.
 
 Step s of a trace consumes one position and picks token s from its state. So the *answer state*, which picks the first
 token after a completed `<answer>`, is the step after the one that picked the tag's last token (PRISM's position a).

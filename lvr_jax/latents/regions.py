@@ -1,4 +1,4 @@
-"""Which merged vision tokens does a region of an image cover? Boxes moved elsewhere, random crops, slots on the device.
+"""The merged vision tokens that a region covers: boxes moved elsewhere, random crops, slots on the device.
 
 Host side and NumPy. A region is an array of raster indices of merged tokens, counted over all images of an example;
 `slots` turns them into places in the vision tower's output, where `latents.sources` reads features. Whatever is random

@@ -1,4 +1,4 @@
-"""What does the model say, and what does it feed itself on the way? Prefill, then one loop for every system.
+"""Rolls a model out through its own latents and its answer: prefill, then one loop for every system.
 
 `prefill` runs image and question once. `sweep` rolls latents and answer out under C conditions at a time, all of them
 reading the same prefix cache; `rollout` is a sweep of one. The loop is a state machine over [C, B] rows: each row is

@@ -1,4 +1,4 @@
-"""Who may not see whom, in all that a checkpoint does? A network trained behind a bottleneck has to run behind it."""
+"""Who may not see whom in all that a checkpoint does: a network trained behind a bottleneck runs behind it."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""How does a gradient run through latents that the model feeds itself? Text in parallel, latents by `lax.scan`.
+"""Runs gradients through latents that the model feeds itself: text in parallel, latents by `lax.scan`.
 
 Rows are aligned by the host so that latents sit at the same static positions in every row (padding may be anywhere):
 a row is text, latents, text, and so on. Text parts are one parallel pass each on top of the keys so far; a latents

@@ -1,4 +1,4 @@
-"""How is attention fast on a CPU? Row by row and block by block of queries, with scores that stay in the cache.
+"""Fast attention on a CPU: row by row and block by block of queries, with scores that stay in the cache.
 
 Nothing of size [T, S] outlives its block: the backward pass computes a block's scores again from q, k and the
 logarithm of each query's sum. Keys after a causal block are skipped, not masked. Rows go one after the other, which is

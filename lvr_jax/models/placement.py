@@ -1,4 +1,4 @@
-"""Where do activations lie on the mesh? Rows over `data` and `fsdp`, heads over `tensor`, under `jax.set_mesh`.
+"""Lays activations on the mesh: rows over `data` and `fsdp`, heads over `tensor`, under `jax.set_mesh`.
 
 Parameters are cut by rules (training.partitioning), and left alone the partitioner lets activations follow them: whole
 batches were gathered to every chip and cut along D instead. Without a mesh nothing here does anything.

@@ -1,4 +1,4 @@
-"""In which type are the steps computed that bf16 would spoil: norms, RoPE, softmax, logits?"""
+"""The type of the steps that bf16 would spoil: norms, RoPE, softmax, logits."""
 
 import jax.numpy as jnp
 

@@ -1,4 +1,4 @@
-"""How does a config become audits of all its checkpoints and one report?
+"""Turns a config into audits of all its checkpoints and one report.
 
     page = run(config, "runs/prism")
 

@@ -1,4 +1,4 @@
-"""Patching: which state of a clean run, put into a corrupted one, brings the clean answer back?
+"""Patching: which state of a clean run, put into a corrupted one, brings the clean answer back.
 
 One state at a time, of one position and one layer, over items whose answer the corruption changes. A patched run is a
 condition like any other (`conditions.patched`), so that a whole map is one sweep on shared prefixes. Positions are

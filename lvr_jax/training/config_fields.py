@@ -1,4 +1,4 @@
-"""Which numbers of an experiment's config can be meant? Others are refused before anything is made, one line each."""
+"""The numbers of an experiment's config that can be meant: others are refused first, one line each."""
 
 import dataclasses
 import math

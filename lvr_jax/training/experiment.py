@@ -1,4 +1,4 @@
-"""What does a config stand for? Fields -> the objects of a run; every mistake in them is one line.
+"""Turns a config's fields into the objects of a run; every mistake in them is one line.
 
     experiment = Experiment.of(config)          # shapes only: nothing is read but config.json and the tokenizer
     state = experiment.initial_state()

@@ -1,4 +1,4 @@
-"""How much arithmetic is in a batch, and what share of the hardware's does a step use?
+"""Counts the arithmetic in a batch, and the share of the hardware's that a step uses.
 
 Counted are the matrix products that the model needs for the tokens that are there: padding, recomputation and the
 second pass of a gradient routing earn nothing. Decoder: forward and backward, three times the forward pass; attention

@@ -1,4 +1,4 @@
-"""How well does the model do on examples that it is not trained on, taught and left to itself?
+"""Measures a model on examples that it is not trained on, taught and left to itself.
 
 Taught: the training losses and the cosine of predicted latents with teacher forcing. Left to itself: the reply is
 decoded greedily with the system's own latents; the reply's answer must be exactly the expected text, and every latent

@@ -1,4 +1,4 @@
-"""Can the answer be read off the input without the boxes? A source whose model input has every box blacked out.
+"""A source whose model input has every box blacked out: whether the answer can be read off without the boxes.
 
 Latents, targets and teacher-forced inputs alike, still come from the clean image (`Sample.input_images`).
 """

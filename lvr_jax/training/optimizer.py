@@ -1,4 +1,4 @@
-"""How does a gradient become an update? AdamW with the official parameter groups, clipped, on a cosine.
+"""Turns a gradient into an update: AdamW with the official parameter groups, clipped, on a cosine.
 
 torch's AdamW and this one differ only in rounding (golden case H: five recorded steps).
 """

@@ -1,4 +1,4 @@
-"""What does a run carry from step to step? Step, trained and frozen parameters, optimizer state: one pytree.
+"""What a run carries from step to step: step, trained and frozen parameters, optimizer state, in one pytree.
 
 Trained parameters are fp32 masters; frozen ones have the type of the computation, no gradient and no optimizer state.
 """

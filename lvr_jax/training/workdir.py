@@ -1,4 +1,4 @@
-"""Ties a workdir to one config: what was trained there, and may another command go on with it?
+"""Ties a workdir to one config: what was trained there, and whether another command may go on with it.
 
 `config.json` is written when the first step is due, so that a refused command claims nothing; a checkpoint holds the
 config that made it, and both have to agree with the one that goes on.

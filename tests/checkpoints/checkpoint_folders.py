@@ -1,5 +1,6 @@
-"""What do the checkpoint tests run on? Small folders of every kind, written by the safetensors library itself, with
-random bits as weights."""
+"""What the checkpoint tests run on: small folders of every kind, written by the safetensors library itself, with random
+bits as weights.
+"""
 
 import json
 import re

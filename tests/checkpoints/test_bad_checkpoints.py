@@ -1,4 +1,4 @@
-"""Is every bad checkpoint refused in one line that names the fault?"""
+"""Every bad checkpoint is refused in one line that names the fault."""
 
 import json
 import shutil

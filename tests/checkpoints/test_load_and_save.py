@@ -1,4 +1,4 @@
-"""Do both kinds of folder load the same parameters, on one device, on eight and in two processes?"""
+"""Both kinds of folder load the same parameters, on one device, on eight and in two processes."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""Do tensors and files survive the way from Hugging Face to Orbax and back, bit for bit?"""
+"""Tensors and files survive the way from Hugging Face to Orbax and back, bit for bit."""
 
 import json
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Is the output there at once or not at all, whatever happens on the way?"""
+"""The output is there at once or not at all, whatever happens on the way."""
 
 import subprocess
 import sys

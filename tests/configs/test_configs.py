@@ -1,4 +1,4 @@
-"""What does every config resolve to? A golden dump, so that a changed default shows up in review.
+"""Holds every config to a golden dump of what it resolves to, so that a changed default shows up in review.
 
     python tests/configs/test_configs.py --write        # after a change that is meant
 """

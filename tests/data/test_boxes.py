@@ -1,4 +1,4 @@
-"""Do boxes land on the tokens that the reference puts them on, and are bad boxes refused by name?"""
+"""Boxes land on the tokens that the reference puts them on, and bad boxes are refused by name."""
 
 from pathlib import Path
 

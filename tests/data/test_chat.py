@@ -1,4 +1,4 @@
-"""Is a sequence laid out token for token as the official code lays it out?"""
+"""A sequence is laid out token for token as the official code lays it out."""
 
 import dataclasses
 import importlib.util

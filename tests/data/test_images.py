@@ -1,4 +1,4 @@
-"""Do pictures become the pixels that the reference makes of them, or a clear error?"""
+"""Pictures become the pixels that the reference makes of them, or a clear error."""
 
 import io
 import json

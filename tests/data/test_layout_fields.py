@@ -1,4 +1,4 @@
-"""Does config.json say how a checkpoint's latent blocks are laid out, in the words of the released code?"""
+"""config.json says how a checkpoint's latent blocks are laid out, in the words of the released code."""
 
 import dataclasses
 import json

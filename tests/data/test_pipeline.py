@@ -1,4 +1,4 @@
-"""Does the stream hold every example once, go on exactly where it stopped, and never lose a bad record in silence?"""
+"""The stream holds every example once, goes on where it stopped, and never loses a bad record in silence."""
 
 import functools
 import hashlib

@@ -1,4 +1,4 @@
-"""Does every reader take what its format holds, and refuse what is damaged in one line that says where and why?"""
+"""Every reader takes what its format holds, and refuses damage in one line that says where and why."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Do the two scene generators ask questions that only the picture answers, and say truly where the answer lies?"""
+"""The scene generators ask what only the picture answers, and say truly where the answer lies."""
 
 import collections
 import pickle

@@ -1,4 +1,4 @@
-"""How are miniature benchmark folders made? Little images that say their number, index files, parquet shards."""
+"""Makes miniature benchmark folders: little images that say their number, index files, parquet shards."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""Is BLINK read the same from parquet shards and from extracted records?"""
+"""BLINK is read the same from parquet shards and from extracted records."""
 
 import pytest
 from benchmark_folders import number_of, png, write_image, write_jsonl, write_parquet

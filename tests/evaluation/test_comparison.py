@@ -1,4 +1,4 @@
-"""Are result files read back as written, and are two of them compared item by item?"""
+"""Result files are read back as written, and two of them are compared item by item."""
 
 import dataclasses
 import json

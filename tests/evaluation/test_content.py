@@ -1,4 +1,4 @@
-"""Is what a reply says told apart from the letter that it picks?"""
+"""What a reply says is told apart from the letter that it picks."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Is MMVP read by Index, with the pair structure and the answer key that were asked for?"""
+"""MMVP is read by Index, with the pair structure and the answer key that were asked for."""
 
 import csv
 import pickle

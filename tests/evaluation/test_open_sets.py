@@ -1,4 +1,4 @@
-"""Are Visual-CoT's held-out part, a user's own jsonl and the generated scenes read and rendered as documented?"""
+"""Visual-CoT's held-out part, a user's own jsonl and generated scenes are read and rendered as documented."""
 
 import json
 import pickle

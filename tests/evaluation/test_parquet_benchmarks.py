@@ -1,4 +1,4 @@
-"""Are HR-Bench, MME-RealWorld-Lite and VisualPuzzles read from their hub shards, base64 images and traps included?"""
+"""HR-Bench, MME-RealWorld-Lite and VisualPuzzles are read from hub shards, base64 images and traps included."""
 
 import base64
 import concurrent.futures

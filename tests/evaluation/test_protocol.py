@@ -1,4 +1,4 @@
-"""Does a protocol record say everything that a number depends on, and survive JSON?"""
+"""A protocol record says everything that a number depends on, and survives JSON."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""Do the aggregations give the published numbers, and do the intervals cover what they should?"""
+"""The aggregations give the published numbers, and the intervals cover what they should."""
 
 import gzip
 import json

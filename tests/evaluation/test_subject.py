@@ -1,4 +1,4 @@
-"""What does a checkpoint folder say of itself: system, pixel limits, end of text, tokens of the letters?"""
+"""What a checkpoint folder says of itself: system, pixel limits, end of text, tokens of the letters."""
 
 import dataclasses
 import importlib.util

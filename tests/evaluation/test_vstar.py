@@ -1,4 +1,4 @@
-"""Is V*Bench read as its hub layout says, traps included?"""
+"""V*Bench is read as its hub layout says, traps included."""
 
 import json
 import pickle

@@ -1,4 +1,4 @@
-"""A tiny random network, prompts for it, and every system's tokens: what do the tests of the latent loop run on?"""
+"""What the tests of the latent loop run on: a tiny random network, prompts for it, and every system's tokens."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""Is the next token picked as transformers' own logits processors would have it?"""
+"""The next token is picked as transformers' own logits processors would have it."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Does the state machine do what each published decoding loop does? Against those loops, written down one by one."""
+"""The state machine does what each published decoding loop does, written down here one by one."""
 
 import dataclasses
 import functools

@@ -1,4 +1,4 @@
-"""What is trained for, and through which activations?"""
+"""What is trained for, and through which activations."""
 
 import dataclasses
 import functools

@@ -1,4 +1,4 @@
-"""Does a named position fall on the step that it names?"""
+"""A named position falls on the step that it names."""
 
 import numpy as np
 from latent_models import IDS, plan_of

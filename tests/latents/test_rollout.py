@@ -1,4 +1,4 @@
-"""Is a rollout what it claims: the parallel pass on its own inputs, one condition at a time, blind where it must be?"""
+"""A rollout is the parallel pass on its own inputs, one condition at a time, blind where it must be."""
 
 import dataclasses
 import functools

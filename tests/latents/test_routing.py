@@ -1,4 +1,4 @@
-"""Does a checkpoint that was trained behind a bottleneck run behind it, from the first token of the prompt on?"""
+"""A checkpoint trained behind a bottleneck runs behind it, from the first token of the prompt on."""
 
 import jax.numpy as jnp
 import numpy as np

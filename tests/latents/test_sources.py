@@ -1,4 +1,4 @@
-"""Do sources feed what they say, drawn by item and not by place?"""
+"""Sources feed what they say, drawn by item and not by place."""
 
 import numpy as np
 import pytest

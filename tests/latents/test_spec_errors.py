@@ -1,4 +1,4 @@
-"""Is a system or a condition that cannot be run refused in one line that says why?"""
+"""A system or a condition that cannot be run is refused in one line that says why."""
 
 import pytest
 from latent_models import IDS

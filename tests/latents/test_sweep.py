@@ -1,4 +1,4 @@
-"""Is a sweep's result the same whatever its batches, chunks, order, devices and interruptions?"""
+"""A sweep's result is the same whatever its batches, chunks, order, devices and interruptions."""
 
 import dataclasses
 import os

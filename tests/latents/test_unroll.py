@@ -1,4 +1,4 @@
-"""Is the scanned rollout of training the pass that it stands for, forwards and backwards?"""
+"""The scanned rollout of training is the pass that it stands for, forwards and backwards."""
 
 import functools
 

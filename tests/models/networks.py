@@ -1,4 +1,4 @@
-"""Random small networks and inputs: what do the model tests run on?
+"""What the model tests run on: random small networks and inputs.
 
 A network is drawn as Hugging Face tensors and mapped to our parameters through the name table, so that both sides of a
 comparison hold the same numbers. Weights are drawn so that activations keep their scale from layer to layer: an error

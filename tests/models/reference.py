@@ -1,4 +1,4 @@
-"""What does the reference compute? Hugging Face's Qwen2.5-VL in torch, with every stage's input, output and gradient.
+"""What the reference computes: Hugging Face's Qwen2.5-VL in torch, with every stage's input, output and gradient.
 
 In fp64 the reference's own fp32 islands (norms, RoPE, softmax) are widened too, so that nothing but the order of
 operations separates the two sides.

@@ -1,4 +1,4 @@
-"""Does the door to attention give softmax attention, whatever the mask, the kernel and the length?"""
+"""The door to attention gives softmax attention, whatever the mask, the kernel and the length."""
 
 import dataclasses
 import functools

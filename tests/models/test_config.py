@@ -1,4 +1,4 @@
-"""Is every config.json read exactly, and is a bad one refused in a line that names file and field?"""
+"""Every config.json is read exactly, and a bad one refused in a line that names file and field."""
 
 import copy
 

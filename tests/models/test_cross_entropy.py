@@ -1,4 +1,4 @@
-"""Is the chunked cross-entropy the plain one, in values and gradients, without ever holding all logits?"""
+"""The chunked cross-entropy is the plain one, in values and gradients, without ever holding all logits."""
 
 import jax
 import jax.numpy as jnp

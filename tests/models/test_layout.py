@@ -1,4 +1,4 @@
-"""Do window slots and M-RoPE positions equal the reference's, for grids of any shape?"""
+"""Window slots and M-RoPE positions equal the reference's, for grids of any shape."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Are attention and loss the same on eight devices as on one? The file is also the program that eight devices run."""
+"""Attention and loss are the same on eight devices as on one. The file is also the program that eight devices run."""
 
 import dataclasses
 import json

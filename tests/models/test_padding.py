@@ -1,4 +1,4 @@
-"""Are padding, batch mates and packed neighbours invisible, and does one program serve pictures of every size?"""
+"""Padding, batch mates and packed neighbours are invisible, and one program serves pictures of every size."""
 
 import dataclasses
 import functools

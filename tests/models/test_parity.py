@@ -1,4 +1,4 @@
-"""Does the network equal Hugging Face's, layer by layer, in values and gradients, on networks drawn at random?
+"""The network equals Hugging Face's, layer by layer, in values and gradients, on networks drawn at random.
 
 Two comparisons. In fp64 on both sides the whole network runs end to end: 1e-9 of each array's scale is far above what
 fp64 rounding grows to here (1e-13 is typical) and far below any error of meaning. In fp32 every stage gets the

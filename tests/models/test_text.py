@@ -1,4 +1,4 @@
-"""Does the decoder equal the golden states, and do cache, blocked roles and stopped flow do what they say?"""
+"""The decoder equals the golden states; cache, blocked roles and stopped flow do what they say."""
 
 import dataclasses
 import functools

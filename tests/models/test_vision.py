@@ -1,4 +1,4 @@
-"""Does the tower see images as the reference does: pixels, dense windows, frames, budgets?"""
+"""The tower sees images as the reference does: pixels, dense windows, frames, budgets."""
 
 import functools
 import json

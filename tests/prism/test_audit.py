@@ -1,4 +1,4 @@
-"""Is the verdict of a whole audit right for checkpoints whose use of their latents is known by construction?"""
+"""The verdict of a whole audit is right for checkpoints whose use of their latents is known by construction."""
 
 import importlib.util
 import json

@@ -1,4 +1,4 @@
-"""Does the verdict name what the answer does with its latents, for planted models at the size of V*Bench?"""
+"""The verdict names what the answer does with its latents, for planted models at the size of V*Bench."""
 
 from collections import Counter
 

@@ -1,4 +1,4 @@
-"""Do the four programs work on gs:// paths alone, against a local object store?"""
+"""The four programs work on gs:// paths alone, against a local object store."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Does the converter as a program do what it says, with one line and the right exit status when it cannot?"""
+"""The converter as a program does what it says, with one line and the right exit status when it cannot."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Does every host say what is wrong with it, or with one of the others, before a run is started?"""
+"""Every host says what is wrong with it, or with one of the others, before a run is started."""
 
 import socket
 import subprocess

@@ -1,4 +1,4 @@
-"""Does the evaluation as a program do what it says, on one device and many, with one line when it cannot?"""
+"""The evaluation as a program does what it says, on one device and many, with one line when it cannot."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Is an evaluation of the shipped checkpoint the same however it is run: rows a batch, devices, killed and gone on?"""
+"""An evaluation of the shipped checkpoint is the same however it is run: batch, devices, killed and gone on."""
 
 import os
 import signal

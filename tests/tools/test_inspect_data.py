@@ -1,4 +1,4 @@
-"""Does a person see in the picture and the table what the model will get?"""
+"""A person sees in the picture and the table what the model will get."""
 
 import importlib.util
 import io

@@ -1,4 +1,4 @@
-"""Does the audit as a program produce its report, go on where it was stopped, and say in one line what is wrong?"""
+"""The audit as a program writes its report, goes on where it was stopped, and says in one line what is wrong."""
 
 import importlib.util
 import json

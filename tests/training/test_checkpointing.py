@@ -1,4 +1,4 @@
-"""When is a checkpoint due, the same step in every process, and what does a damaged or refused one say?"""
+"""When a checkpoint is due, the same step in every process, and what a damaged or refused one says."""
 
 import sys
 import types

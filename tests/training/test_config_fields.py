@@ -1,4 +1,4 @@
-"""Is a number that cannot be meant refused by name, before anything is made?"""
+"""A number that cannot be meant is refused by name, before anything is made."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Does a process find out that it is not alone, without being told by its environment?"""
+"""A process finds out that it is not alone, without being told by its environment."""
 
 import jax
 import pytest

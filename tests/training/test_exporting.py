@@ -1,4 +1,4 @@
-"""Does an exported run carry what the released code and the audit need to know of its layout?"""
+"""An exported run carries what the released code and the audit need to know of its layout."""
 
 import importlib.util
 import json

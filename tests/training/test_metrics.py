@@ -1,4 +1,4 @@
-"""Do a run's numbers arrive, and does a log that cannot be written leave the run alone?"""
+"""A run's numbers arrive, and a log that cannot be written leaves the run alone."""
 
 import json
 import sys

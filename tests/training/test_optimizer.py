@@ -1,4 +1,4 @@
-"""Is an update the reference's, and does it touch only what is trained?"""
+"""An update is the reference's and touches only what is trained."""
 
 import sys
 from pathlib import Path

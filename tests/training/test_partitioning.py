@@ -1,4 +1,4 @@
-"""Does every parameter have one place, and every rule a use?"""
+"""Every parameter has one place, and every rule a use."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Does a run that was stopped end where an undisturbed one ends, bit for bit?"""
+"""A run that was stopped ends where an undisturbed one ends, bit for bit."""
 
 import random
 import shutil

@@ -1,4 +1,4 @@
-"""Is a step the same however its batch is cut, and does it leave alone what is frozen?"""
+"""A step is the same however its batch is cut, and leaves alone what is frozen."""
 
 import dataclasses
 

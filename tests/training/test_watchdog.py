@@ -1,4 +1,4 @@
-"""Does a run that hangs end, with the stacks of all its threads?"""
+"""A run that hangs ends, with the stacks of all its threads."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Does a workdir belong to what was trained there, to nothing that was refused, and to one config only?"""
+"""A workdir belongs to what was trained there, to nothing that was refused, and to one config only."""
 
 import json
 

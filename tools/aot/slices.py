@@ -1,4 +1,4 @@
-"""Which TPU slice is `v5e:4x4`, and what does one of its chips hold? Asked of libtpu's compiler, which needs no TPU."""
+"""TPU slices such as `v5e:4x4` and what their chips hold, asked of libtpu's compiler, which needs no TPU."""
 
 import dataclasses
 import functools

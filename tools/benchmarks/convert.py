@@ -1,4 +1,4 @@
-"""How much memory does a conversion need, in units of the checkpoint's largest tensor?
+"""Memory that a conversion needs, in units of the checkpoint's largest tensor.
 
 A checkpoint of real 3B shape (random bf16, 7.5 GB, two shards) is made on the spot, converted to Flax/Orbax and back by
 tools/convert.py, and compared with itself. Memory is the process's anonymous memory (RssAnon, sampled every 5 ms from

@@ -1,4 +1,4 @@
-"""How many items a second does our evaluation do, against Hugging Face torch's latent loop at batch 1?
+"""Items a second of our evaluation, against Hugging Face torch's latent loop at batch 1.
 
 Digit search on a random network of middle size (6 M parameters), fp32, CPU, every item with its own picture. The
 system is Laser, whose first token is forced to be the start marker, so that a network that was never trained reasons in

@@ -1,4 +1,4 @@
-"""How long does a decoded picture take to patches, against Hugging Face's processor?
+"""Time from a decoded picture to patches, against Hugging Face's processor.
 
 Per image: the median, over LVR's training mix, of the ratio of one picture. Twelve sets by their number of questions;
 sizes of three are in their published metadata, the others have one customary size each, and pixels are noise. Both

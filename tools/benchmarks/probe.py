@@ -1,4 +1,4 @@
-"""How much faster are batched ridge probes than a scikit-learn loop that does the same work?
+"""Batched ridge probes against a scikit-learn loop that does the same work.
 
 16 layers x 6 positions x 5 folds x 9 alphas x 20 control labelings, N = 191, D = 2048. Ours does all of it: held-out
 predictions at every alpha and the leave-one-out choice. scikit-learn is timed on random (layer, position, fold,

@@ -1,4 +1,4 @@
-"""What does a sweep of 64 conditions cost, compared with one clean pass?
+"""Cost of a sweep of 64 conditions, compared with one clean pass.
 
 One item: a 56 x 80 patch image (1,120 vision tokens) and 60 tokens of text, 8 latents, 12 answer tokens. The network is
 a small Qwen2.5-VL with the proportions of the 3B one: tower and decoder in the same ratio, grouped queries, 8 layers.

@@ -1,4 +1,4 @@
-"""How much faster is our sweep than Hugging Face torch that runs every condition from the start?
+"""Our sweep against Hugging Face torch that runs every condition from the start.
 
 The paper's seven conditions (clean, zero, three noises, its swap, and the shuffle of steps that reviewers ask for) over
 a few items, 8 latents and 12 answer tokens, 1,120 vision tokens a prompt, on the network of the `sweep` benchmark,

@@ -1,4 +1,4 @@
-"""How many more tokens a second does our training step take than a Hugging Face torch loop, on the same CPU?
+"""Tokens a second of our training step against a Hugging Face torch loop, on the same CPU.
 
 LVR with teacher forcing on a network of a quarter of the 3B one's widths and depths, 58 M parameters, loaded by both
 sides from one Hugging Face checkpoint: vision tower (frozen), decoder, cross-entropy and reconstruction, backward pass,

@@ -1,4 +1,4 @@
-"""What is a golden case? A recorded run of the official code: arrays, metadata, and the checkpoint it ran on."""
+"""A golden case: a recorded run of the official code with arrays, metadata, and the checkpoint it ran on."""
 
 import dataclasses
 import functools

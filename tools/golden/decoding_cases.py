@@ -1,4 +1,4 @@
-"""Does the latent loop equal the reference's, step by step? Cases C1, C3 (heads), D (generation), E (corruption).
+"""Compares the latent loop with the reference's, step by step: cases C1, C3 (heads), D, E (corruption).
 
 Two runs a case. *Replayed*: the recorded latents are fed, so that rounding does not run through the loop; every state
 must agree to 1e-4 of its scale. *Free*: the model feeds itself; tokens must agree wherever the recorded gap of the two

@@ -1,4 +1,4 @@
-"""Are inputs what the reference made of them? Cases A0 (pixels), B0 (boxes), and the token layout of B1 to B7."""
+"""Compares inputs with the reference's: cases A0 (pixels), B0 (boxes), and the token layout of B1 to B7."""
 
 import dataclasses
 import json

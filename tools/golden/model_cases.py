@@ -1,4 +1,4 @@
-"""Does the network equal the reference, stage by stage? Cases A1 to A5.
+"""Compares the network with the reference's, stage by stage: cases A1 to A5.
 
 The patch embedding is checked by itself; everything after it starts from the reference's rounding of it (see
 `golden.case.reference_patch_embedding`). Every stage agrees to 2e-5 from the recorded input of that stage; the whole

@@ -1,4 +1,4 @@
-"""Do the diagnostics equal the reference's? F0 (features), F1 (probe), F2 (bootstrap), F3 (parsers), G (cosine)."""
+"""Holds the diagnostics to the reference's: F0 (features), F1 (probe), F2 (bootstrap), F3 (parsers), G (cosine)."""
 
 from collections.abc import Iterator
 

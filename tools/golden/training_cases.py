@@ -1,4 +1,4 @@
-"""Does training equal the reference's? Cases B (losses, latents, gradients) and C2 (with a latent head).
+"""Compares training with the reference's: cases B (losses, latents, gradients) and C2 (with a latent head).
 
 States and logits come at the end of the chain from pixels, hence their tolerance (see golden.model_cases).
 """

@@ -1,4 +1,4 @@
-"""Which tokens does the tiny checkpoint write with? Byte-level BPE over the words of the scenes, Qwen's special tokens.
+"""Makes the tiny checkpoint's tokenizer: byte-level BPE over the words of the scenes, Qwen's special tokens.
 
 Cut as Qwen2.5 cuts text, so any text can be written; what the scenes say is a token a word. Special tokens stand in
 Qwen2.5's order, those of latent reasoning in the official one.

@@ -1,4 +1,4 @@
-"""How does the tiny vision tower learn to see? Each merged token names the digit in it and its colour.
+"""Teaches the tiny vision tower to see: each merged token names the digit in it and its colour.
 
 Dense supervision from the scenes' own boxes: from answers alone a network of this size did not learn to see in any
 time that a laptop has. What a token shows is scored against the words' own embeddings, so that the decoder finds

@@ -1,4 +1,4 @@
-"""Which benchmarks are there, and how is one loaded by name?"""
+"""The benchmarks that there are, loaded by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What does a loaded benchmark look like to the evaluation loop?
+"""What a loaded benchmark looks like to the evaluation loop.
 
 `Benchmark` is a random-access source of `Sample`s (`len`, `[i]`, picklable, as grain wants), whose question is the row
 rendered by one harness's prompt template and whose images are read or decoded only when that item is asked for.

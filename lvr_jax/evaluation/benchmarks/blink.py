@@ -1,4 +1,4 @@
-"""How is BLINK read? One folder per subtask, as the hub's parquet shards or as extracted records with images.
+"""Reads BLINK: one folder per subtask, as the hub's parquet shards or as extracted records with images.
 
     Counting/val-00000-of-00001.parquet            idx, question, sub_task, image_1..4, choices, answer, prompt
     Counting/val/records.jsonl + Counting/val/images/     the same fields, image_1..4 as relative paths

@@ -1,4 +1,4 @@
-"""How is HR-Bench read? One parquet per resolution, every question stored under four cyclic orders of its options.
+"""Reads HR-Bench: one parquet per resolution, every question stored under four cyclic orders of its options.
 
     hr_bench_4k.parquet / hr_bench_8k.parquet     index, image (base64), question, A, B, C, D, answer, category,
                                                   cycle_category; 200 questions x 4 orders = 800 rows

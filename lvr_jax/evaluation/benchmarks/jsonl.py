@@ -1,4 +1,4 @@
-"""How does a user's own set become a benchmark? One jsonl file, a question a line, image paths beside it.
+"""Makes a user's own set a benchmark: one jsonl file, a question a line, image paths beside it.
 
     {"id": "7", "image": "photos/7.jpg", "question": "What colour is the cup?",
      "options": ["red", "blue"], "answer": "B", "boxes": [[0.1, 0.2, 0.4, 0.5]], "category": "colour",

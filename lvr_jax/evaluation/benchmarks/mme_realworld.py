@@ -1,4 +1,4 @@
-"""How is MME-RealWorld-Lite read? Parquet shards with base64 images and options written "(A) ...", E = not in image.
+"""Reads MME-RealWorld-Lite: parquet shards, base64 images, options written "(A) ...", E = not in image.
 
     *.parquet     index, bytes, question, "multi-choice options", answer, category, l2-category; 1,919 rows
 

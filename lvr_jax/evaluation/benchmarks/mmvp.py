@@ -1,4 +1,4 @@
-"""How is MMVP read? `Questions.csv` beside `MMVP Images/`, or parquet with an Index column; 300 rows, 150 pairs.
+"""Reads MMVP: `Questions.csv` beside `MMVP Images/`, or parquet with an Index column; 300 rows, 150 pairs.
 
     MMVP/MMVP             Questions.csv (Index, Question, Options, Correct Answer), MMVP Images/1.jpg .. 300.jpg
     lmms-lab-eval/MMVP    *.parquet with the same columns and `image`

@@ -1,4 +1,4 @@
-"""How is a source of ready-made `Sample`s (a scene generator) evaluated beside the published benchmarks?"""
+"""Evaluates a source of ready-made `Sample`s (a scene generator) beside the published benchmarks."""
 
 from __future__ import annotations
 

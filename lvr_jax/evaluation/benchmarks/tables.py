@@ -1,4 +1,4 @@
-"""How are the index files of a benchmark read: jsonl, CSV and parquet, the last with its images left undecoded?"""
+"""Reads the index files of a benchmark: jsonl, CSV and parquet, the last with its images left undecoded."""
 
 from __future__ import annotations
 

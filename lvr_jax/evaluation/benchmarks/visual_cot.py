@@ -1,4 +1,4 @@
-"""How is the held-out part of Visual-CoT read? Annotations of the repository, images of the hub's archives.
+"""Reads the held-out part of Visual-CoT: annotations of the repository, images of the hub's archives.
 
     benchmark/vsr.json, benchmark/cub.json, ...     thirteen lists of conversations, question_id unique in each
     cot/vsr/000000287427.jpg, ...                   the images that they name

@@ -1,4 +1,4 @@
-"""How is VisualPuzzles read? Parquet shards; options are a list of four, or null when they are drawn in the image.
+"""Reads VisualPuzzles: parquet shards; options are a list of four, or null when drawn in the image.
 
     *.parquet     id, image, question, options, answer, category (five kinds of reasoning); 1,168 rows
 """

@@ -1,4 +1,4 @@
-"""How is V*Bench read? Hub layout of craigwu/vstar_bench: one jsonl, two image folders, a JSON with boxes per image.
+"""Reads V*Bench: hub layout of craigwu/vstar_bench, one jsonl, two image folders, a JSON with boxes per image.
 
     test_questions.jsonl                 image, text, category, question_id, label
     direct_attributes/sa_4690.jpg        115 questions with four options

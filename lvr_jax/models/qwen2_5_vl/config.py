@@ -1,4 +1,4 @@
-"""What shape is the network? Frozen records, read from a Hugging Face config.json of either layout.
+"""The shape of the network: frozen records, read from a Hugging Face config.json of either layout.
 
 The hub's files are flat (text fields at the top level); files re-saved by transformers 5 are nested under
 `text_config`. No default ever stands in for a missing field: the class defaults of transformers differ from the

@@ -1,4 +1,4 @@
-"""What do the vision tower and the language model share? Parameters, RMSNorm, SwiGLU, and the scan over layers."""
+"""What tower and language model share: parameters, RMSNorm, SwiGLU, and the scan over layers."""
 
 import dataclasses
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What is Qwen2.5-VL as a whole? Tower and decoder joined by one gather, and the heads of latent-reasoning checkpoints.
+"""Qwen2.5-VL as a whole: tower and decoder joined by one gather, and the heads of latent-reasoning checkpoints.
 
 Four verbs: `encode` pixels, `embed` tokens, `decode` embeddings, and the decoder's `logits`.
 """

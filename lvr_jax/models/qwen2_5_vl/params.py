@@ -1,4 +1,4 @@
-"""Which Hugging Face tensor is which parameter? One table, read in both directions.
+"""Maps Hugging Face tensors to parameters: one table, read in both directions.
 
 A rule reads like a specification: the Hugging Face name (`{}` is a layer number), our path, and how the axes of the
 one become the axes of the other. Parameters of all layers are stacked along a leading L axis. Axis letters are those

@@ -1,4 +1,4 @@
-"""How do embeddings become hidden states? The decoder: one block for prefill, teacher forcing and single steps.
+"""The decoder, from embeddings to hidden states: one block for prefill, teacher forcing and single steps.
 
 The cache is a value: a pass reads any number of earlier `Cache`s, which it never changes, and can return the keys and
 values of its own tokens. Prefilling is a pass with no past, a decoding step is a pass of one token; a prompt that many

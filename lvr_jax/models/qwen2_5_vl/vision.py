@@ -1,4 +1,4 @@
-"""How do pixels become vision tokens? The tower: patch embedding, window and full attention, merger.
+"""The tower, from pixels to vision tokens: patch embedding, window and full attention, merger.
 
 Everything works on dense windows [B, W, S] laid out by the host (layout.py): a window layer is one batched attention
 over S = 64 patches, exact and without a gather; a full-attention layer sees all W * S slots of its frame.

@@ -1,4 +1,4 @@
-"""Do predicted latents resemble their visual targets, and more so than a trivial guess would?
+"""Compares predicted latents with their visual targets, and with what a trivial guess would reach.
 
 Pure arrays, teacher-forced or free-running alike: predicted and target latents [I, Z, D] with valid [I, Z] (a box has
 as many latents as patches). Everything is computed in fp32. Source of the per-token metrics: "Cosine Misleads"

@@ -1,4 +1,4 @@
-"""Which states does the model pass through at the named positions of its clean pass? Chunks on disk, resumable.
+"""Captures the states at the named positions of a model's clean pass: chunks on disk, resumable.
 
     run(sweeper, prompts, folder, layers="last", spans=items.spans)
     capture = read(folder, positions=("answer", "last_latent"))        # [I, P, L, D] and who has what

@@ -1,4 +1,4 @@
-"""Have the latents collapsed into a narrow region, across items, across steps or in dimension? Pure arrays, fp32."""
+"""Measures collapse of latents into a narrow region, across items, steps or dimensions. Pure arrays, fp32."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Which items does an audit run over, in what batches, and which image regions may stand in for their latents?
+"""The items of an audit in batches, with the image regions that may stand in for their latents.
 
 One `Items` a checkpoint: tokenizer, pixel limits and latent system decide prompts, letters and regions. Everything is
 made when a batch is asked for, so that a resumed audit decodes no picture of a finished batch.

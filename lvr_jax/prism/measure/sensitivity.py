@@ -1,4 +1,4 @@
-"""How much would the answer move if a latent moved a little? Gradient of the answer's margin by each latent fed.
+"""How much the answer would move if a latent moved a little: gradient of its margin by each latent fed.
 
 The clean pass is replayed with its tokens forced: text is embedded, latents are the model's own states plus a
 perturbation delta, which is 0. The gradient by delta is a total one: it runs through the answer's attention to the

@@ -1,4 +1,4 @@
-"""What do latents look like under teacher forcing, as training saw them? Predicted and target latents of each stage.
+"""Latents under teacher forcing, as training saw them: predicted and target latents of each stage.
 
 The pass of training (latents.objectives.forward), without noise: the state at p - 1 against the vision token at p.
 This is the paper's alignment; the free-running one compares what `prism.capture` kept with the same targets.

@@ -1,4 +1,4 @@
-"""Does a probe read the answer or learn it? Accuracy and selectivity as the probe's capacity grows."""
+"""Tells reading from learning: accuracy and selectivity as the probe's capacity grows."""
 
 from dataclasses import dataclass
 

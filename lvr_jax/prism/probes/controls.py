@@ -1,4 +1,4 @@
-"""What would a probe score without reading anything? Control labels and trivial baselines."""
+"""What a probe would score without reading anything: control labels and trivial baselines."""
 
 import numpy as np
 

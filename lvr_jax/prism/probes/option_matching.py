@@ -1,4 +1,4 @@
-"""Option-matching probe: is the text of the right option to be read from a state, where the answer set is open?
+"""Option-matching probe: reads the text of the right option from a state, where the answer set is open.
 
 Ridge from the state to a text feature of the right option, several outputs at once; of a held-out item's own options,
 the one whose feature has the largest cosine with the prediction is chosen, both taken from the training mean. The

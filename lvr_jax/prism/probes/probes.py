@@ -1,4 +1,4 @@
-"""Where can the answer be read? Probe accuracy, selectivity and the gap between positions, with their uncertainty."""
+"""Where the answer can be read: probe accuracy, selectivity and the gap between positions, with uncertainty."""
 
 from dataclasses import dataclass
 

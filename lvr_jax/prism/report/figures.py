@@ -1,4 +1,4 @@
-"""What do the figures of a report show? Figures 1, 4 and 5 of the paper for this run, and ours, one function each.
+"""The figures of a report: figures 1, 4 and 5 of the paper for this run, and ours, one function each.
 
 Narrow (five inches) with ten-point type, so that they stay legible on a phone. White ground: they are shown on a white
 card in the dark too. Published values are hollow and grey, this run's are filled; colour never stands alone.

@@ -1,4 +1,4 @@
-"""What did single items look like? The picture as the model saw it, the box, and where each latent points."""
+"""Shows single items: the picture as the model saw it, the box, and where each latent points."""
 
 import matplotlib
 import numpy as np

@@ -1,4 +1,4 @@
-"""Which numbers does the paper print, which follow from its own tables, and where does it contradict itself?"""
+"""The numbers that the paper prints, those that follow from its tables, and where it contradicts itself."""
 
 import json
 from dataclasses import dataclass

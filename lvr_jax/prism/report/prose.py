@@ -1,4 +1,4 @@
-"""What may be said of a checkpoint in words, and what may not? The verdict's sentence and what stands around it."""
+"""What may be said of a checkpoint in words, and what may not: the verdict's sentence and what stands around it."""
 
 from collections.abc import Mapping
 

@@ -1,5 +1,4 @@
-"""Do training seeds agree? Means and spread over the seeds of each variant, and correlations whose unit of chance is
-the seed.
+"""Means and spread over the training seeds of each variant, and correlations whose unit of chance is the seed.
 """
 
 from collections import Counter

@@ -1,4 +1,4 @@
-"""What does a reader get of an audit? One HTML page, and the same as PNG, PDF, CSV and JSON.
+"""Writes what a reader gets of an audit: one HTML page, and the same as PNG, PDF, CSV and JSON.
 
     report.html           everything, in one file that needs no network
     report.json           the analyses of all checkpoints

@@ -1,4 +1,4 @@
-"""What do the same interventions do in different settings? Where controls bite, a null result elsewhere says something.
+"""Sets the same interventions side by side by setting: where controls bite, a null elsewhere says something.
 
 A setting is how a checkpoint was trained and is asked: the picture visible to all, only to the latents, or masked.
 """

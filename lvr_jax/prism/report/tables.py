@@ -1,4 +1,4 @@
-"""What do the tables of a report hold? Tables 1 to 4 of the paper for this run beside the published values, and ours.
+"""The tables of a report: tables 1 to 4 of the paper for this run beside the published values, and ours.
 
 A table is data: HTML and CSV are made of the same rows. Percent and points are written as in the paper.
 """

@@ -1,4 +1,4 @@
-"""Does a diagnostic rank the variants? Correlations over a handful of variants, and how little a handful can show.
+"""Correlations of a diagnostic over a handful of variants, and how little a handful can show.
 
 V variants. Intervals of r are in correlation_intervals.py.
 """

@@ -1,4 +1,4 @@
-"""How sure is a number measured on a few hundred items? Wilson, Tango, fold and bootstrap intervals.
+"""Intervals of numbers measured on a few hundred items: Wilson, Tango, fold and bootstrap.
 
 Every method is here because its coverage was simulated (tests/prism/test_intervals.py): at nominal 95 % it covers
 between 93 % and 97 % in the regime that its docstring states.

@@ -1,4 +1,4 @@
-"""Does a corruption change the answers? Every condition against the clean run, item by item."""
+"""Compares every condition with the clean run, item by item."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""What could this many items show at all? Exact McNemar p-values, their power, and the smallest effect they find."""
+"""What so many items could show at all: exact McNemar p-values, their power, and the smallest effect they find."""
 
 from functools import lru_cache
 

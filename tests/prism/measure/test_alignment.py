@@ -1,4 +1,4 @@
-"""Are alignment, retrieval and collapse what their definitions say, down to padding and ties?"""
+"""Alignment, retrieval and collapse are what their definitions say, down to padding and ties."""
 
 from pathlib import Path
 from types import SimpleNamespace

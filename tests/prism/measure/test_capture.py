@@ -1,4 +1,4 @@
-"""Are captured states those of the reference, is nothing dropped, and is nothing done twice?"""
+"""Captured states are those of the reference; nothing is dropped, and nothing done twice."""
 
 import sys
 from pathlib import Path

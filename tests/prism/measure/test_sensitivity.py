@@ -1,4 +1,4 @@
-"""Is the gradient that of the answer's margin, through the whole loop, and does it predict small noise?"""
+"""The gradient is that of the answer's margin, through the whole loop, and predicts small noise."""
 
 import sys
 from pathlib import Path

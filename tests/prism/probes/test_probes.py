@@ -1,4 +1,4 @@
-"""Do probes, controls, baselines and the capacity ladder say what is planted, and nothing more?"""
+"""Probes, controls, baselines and the capacity ladder say what is planted, and nothing more."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Is the closed-form probe scikit-learn's, to the last prediction?"""
+"""The closed-form probe is scikit-learn's, to the last prediction."""
 
 import jax
 import numpy as np

@@ -1,4 +1,4 @@
-"""Do the paper's own tables give the paper's derived numbers, and where do they contradict its words?"""
+"""The paper's own tables give its derived numbers, and contradict its words where they do."""
 
 import pytest
 

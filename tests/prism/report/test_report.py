@@ -1,4 +1,4 @@
-"""Does the report say what the analysis says, beside what was published, and stay one self-contained page?"""
+"""The report says what the analysis says, beside what was published, and stays one self-contained page."""
 
 import base64
 import csv

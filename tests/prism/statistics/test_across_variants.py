@@ -1,4 +1,4 @@
-"""Are correlations over a handful of variants computed right, and do their intervals cover?"""
+"""Correlations over a handful of variants are computed right, and their intervals cover."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Does every interval cover what it says, in the regime that it states? Nominal 95 %, accepted from 93 % to 97 %."""
+"""Every interval covers what it says, in the regime that it states: nominal 95 %, accepted from 93 % to 97 %."""
 
 import numpy as np
 import pytest

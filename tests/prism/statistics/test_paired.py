@@ -1,4 +1,4 @@
-"""Are the paired tests the textbook's, and is their power what it claims?"""
+"""The paired tests are the textbook's, and their power is what it claims."""
 
 import numpy as np
 import pytest

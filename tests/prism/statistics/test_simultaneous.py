@@ -1,4 +1,4 @@
-"""Do simultaneous intervals cover, all at once and after the most telling one was chosen?"""
+"""Simultaneous intervals cover, all at once and after the most telling one was chosen."""
 
 import numpy as np
 import pytest
