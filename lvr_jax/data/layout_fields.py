@@ -14,6 +14,7 @@ from lvr_jax.data.templates import LVR, P_LVR_2, P_LVR_3, TEMPLATES, SequenceTem
 
 OWN = "lvr_layout"
 STAGED, FREE, FREE_TOKENS = "plvr_mode", "include_free_stage", "num_free_tokens"
+FIELDS = (OWN, STAGED, FREE, FREE_TOKENS)
 _FREE_STAGE = next(stage for stage in P_LVR_3.stages if stage.free_tokens)
 
 

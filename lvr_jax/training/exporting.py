@@ -16,8 +16,9 @@ from etils import epath
 from lvr_jax import checkpoints
 from lvr_jax.checkpoints.folder import MARKER, copy_files
 from lvr_jax.checkpoints.hugging_face import travelling_files
-from lvr_jax.data.layout_fields import layout_fields
+from lvr_jax.data.layout_fields import FIELDS, layout_fields
 from lvr_jax.data.templates import TEMPLATES
+from lvr_jax.files.json_io import read_object
 from lvr_jax.latents.routing import FIELD
 from lvr_jax.latents.spec import system
 from lvr_jax.training.config_fields import ConfigFieldError
@@ -42,11 +43,18 @@ def export(experiment: Experiment, state: State, folder: epath.Path) -> None:
         # Every process describes the same checkpoint; the first one's files travel.
         if checkpoint:
             copy_files(travelling_files(epath.Path(files_of(checkpoint))), files_of(checkpoint), files)
+            _forget_its_run(Path(files) / "config.json")
         else:
             (Path(files) / "config.json").write_text(json.dumps(network.to_hf()))
         (Path(files) / TOKENIZER).write_text(experiment.tokenizer.backend.to_str())
         params = _cast(join(state.trained, state.frozen), experiment.config.export.dtype)
         checkpoints.save_params(folder, params, network, files=files, fields=fields, overwrite=True)
+
+
+def _forget_its_run(config: Path) -> None:
+    """Takes out what the base's config.json says of the run that made it: what this run leaves unsaid would stay."""
+    said = read_object(config)
+    config.write_text(json.dumps({key: x for key, x in said.items() if key not in (*FIELDS, FIELD)}, indent=2) + "\n")
 
 
 def check_dtype(dtype: str) -> None:

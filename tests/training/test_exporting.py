@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from runs import small
 
+from lvr_jax.data.layout_fields import layout_of
 from lvr_jax.data.templates import TEMPLATES
 from lvr_jax.evaluation.rows import BenchmarkError
 from lvr_jax.prism import experiment as prism
@@ -34,6 +35,17 @@ STAGE_IDS = {"ctx_start_id": 398, "ctx_end_id": 399, "free_start_id": 400, "free
 def test_config_json_has_every_field_that_the_released_code_reads(variant):
     expected = FIELDS[variant] | IDS | (STAGE_IDS if variant.startswith("p_lvr") else {})
     assert exported_fields(Experiment.of(small(variant))) == expected
+
+
+def test_a_run_does_not_inherit_the_layout_of_its_base(tmp_path):
+    """A base without latents, trained behind a bottleneck: an `lvr` run from it is an ordinary `lvr` checkpoint."""
+    train(small("sft", steps=0, checkpoint__export=True, objective__attention="bottleneck"), tmp_path / "base")
+    base = tmp_path / "base" / "export"
+    assert {"lvr_layout", "lvr_attention"} <= set(json.loads((base / "hf" / "config.json").read_text()))
+    train(small("lvr", steps=0, checkpoint__export=True, init__checkpoint=str(base)), tmp_path / "run")
+    said = json.loads((tmp_path / "run" / "export" / "hf" / "config.json").read_text())
+    assert not {"lvr_layout", "lvr_attention"} & set(said)
+    assert layout_of(said, 1, "x") == TEMPLATES["lvr"]
 
 
 def config(**fields):
