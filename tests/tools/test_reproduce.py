@@ -239,9 +239,10 @@ def test_the_headline_counts_the_answers_content_and_has_the_letter_beside_it(tm
     from lvr_jax.evaluation.results import Header, Result, write_results
     from study.summary import _row
 
-    run = study.Run("plain", "sft", 0, tmp_path)
+    run = study.Run("plain", "sft", (), 0, tmp_path, tmp_path)
+    run.folder.mkdir(parents=True)
     found = [Result(str(i), i == 0, content="red", content_correct=i < 3) for i in range(4)]
-    write_results(tmp_path / "digit_search.jsonl", Header("digit_search", "scenes", "sft", CLEAN), found)
+    write_results(run.folder / "digit_search.jsonl", Header("digit_search", "scenes", "sft", CLEAN), found)
     name, setting, content, letter, *rest = _row(run, None)
     assert (name, setting, rest[-1]) == ("sft", "plain", "no latents")
     assert content.startswith("75.0 [") and letter.startswith("25.0 [")
