@@ -74,6 +74,9 @@ class Jit:
     def lower(self, *args, **keywords):
         return self._for(args, keywords).lower(*args, **keywords)
 
+    def eval_shape(self, *args, **keywords):
+        return self._for(args, keywords).eval_shape(*args, **keywords)
+
     def _cache_size(self) -> int:
         """Compiled programs, as a jitted function counts them."""
         return self.here._cache_size()

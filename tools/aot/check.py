@@ -71,7 +71,7 @@ class Check:
         done = self.compiled(first)
         if not done.fits:
             raise SliceError(f"topology {self.where.name}: the prefill of {items} items does not fit, so no sweep can")
-        prefix = jax.eval_shape(lambda *args: first.jitted(*args, **first.options), *first.args)[0]
+        prefix = first.jitted.eval_shape(*first.args, **first.options)[0]
         placed = lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)  # noqa: E731
         return self.of_items(programs.sweep, items, jax.tree.map(placed, prefix, done.shardings[0]))
 
