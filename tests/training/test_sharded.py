@@ -99,11 +99,11 @@ def interleaved(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("count, rounding", [(2, 0), (4, 1e-4)])
-def test_processes_whose_devices_interleave_equal_one(interleaved, count, rounding):
-    """Two are the one bit for bit. Four see the same rows; their parts of a gradient are summed in another order, and
-    Adam's first steps magnify what that rounds: parameters and moments may part by as much as golden case H allows what
-    parameters moved by (a bias starts at zero, so all of it moved).
+@pytest.mark.parametrize("count, rounding, moved", [(2, 0, 0), (4, 2e-6, 1e-4)])
+def test_processes_whose_devices_interleave_equal_one(interleaved, count, rounding, moved):
+    """Two are the one bit for bit. Four see the same rows; their parts of a gradient are summed in another order, which
+    leaves parameters and moments apart by a few roundings of fp32. Biases started at zero and are all movement, where
+    Adam divides a gradient near zero, and its rounding, by its own size: golden case H allows 1e-4 of what moved.
 
     In four processes the second holds rows 2, 3, 6 and 7 of 8, and shares them with the third and the fourth.
     """
@@ -111,7 +111,8 @@ def test_processes_whose_devices_interleave_equal_one(interleaved, count, roundi
     a, b = runs.leaves(one, 2), runs.leaves(other, 2)
     assert a.keys() == b.keys() and len(a) > 50
     apart = {path: np.abs(a[path] - b[path]).max() / (np.abs(a[path]).max() or 1) for path in a}
-    assert {path: x for path, x in apart.items() if x > rounding} == {}
+    bound = {path: moved if path.startswith("['trained']") and "_bias" in path else rounding for path in a}
+    assert {path: (x, bound[path]) for path, x in apart.items() if x > bound[path]} == {}
     said = [[{k: v for k, v in row.items() if "second" not in k and "wait" not in k} for row in runs.metrics(x)]
             for x in (one, other)]  # fmt: skip
     assert said[0] == said[1] and [row["step"] for row in said[0]] == [1, 2]
