@@ -81,7 +81,8 @@ def parse(arguments: list[str]) -> list[str]:
     try:
         return flags.FLAGS(arguments)
     except (flags.Error, OSError, ValueError) as error:
-        sys.exit(ALONE.leave(2, line(error)))
+        # A fault inside a config file comes with its traceback: what was raised is the last line.
+        sys.exit(ALONE.leave(2, line(str(error).strip().splitlines()[-1])))
     except (AttributeError, KeyError) as error:
         sys.exit(ALONE.leave(2, line(f"{error}: the config has no such field to set")))
 

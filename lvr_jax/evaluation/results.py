@@ -96,7 +96,8 @@ def read_results(path: str | os.PathLike) -> Results:
     """Header and items; a line that was cut off is an error."""
     path = epath.Path(os.fspath(path))
     if not path.exists() or path.is_dir():
-        raise BenchmarkError(f"{path}: no such file, expected results of an evaluation (JSONL)")
+        what = "a folder" if path.exists() else "no such file"
+        raise BenchmarkError(f"{path}: {what}, expected results of an evaluation (JSONL)")
     lines = path.read_bytes().decode("utf-8", errors="replace").split("\n")
     records = []
     for number, line in enumerate(lines, start=1):

@@ -143,6 +143,8 @@ def test_compare_prints_the_paired_table_of_two_files(first, tmp_path, capsys):
     status, _, line = run(capsys, "--compare", first.path, tmp_path / "c.jsonl")
     assert (status, line) == (2, f"evaluate: {tmp_path / 'c.jsonl'}: no such file, expected results of an evaluation"
                                  " (JSONL)")
+    status, _, line = run(capsys, "--compare", first.path, tmp_path)
+    assert status == 2 and line.startswith(f"evaluate: {tmp_path}: a folder, expected results")
 
 
 def test_switches_reach_the_protocol(capsys):

@@ -189,6 +189,7 @@ def test_bad_input_is_one_line(checkpoints, tmp_path, fields, message):
 @pytest.mark.parametrize("arguments, message", [
     (("--config.checkpoint=/nowhere",), "/nowhere: no such folder"),
     (("--config.nothing=1", "left over"), "no such field"),
+    ((f"--config={ROOT / 'configs' / 'prism.py'}:lite",), "expected no argument, `paper` or `light`"),
 ])  # fmt: skip
 def test_the_program_says_it_in_one_line_with_status_two(checkpoints, tmp_path, arguments, message):
     status, out, error = finish(start(checkpoints, tmp_path / "none", *arguments))

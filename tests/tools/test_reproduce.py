@@ -126,6 +126,7 @@ def test_a_setting_is_the_config_that_has_its_name(tmp_path, setting, name):
     ({"runs": ConfigDict({"plain": "lvr lambda"})}, "has 'lambda', expected AXIS=VALUE"),
     ({"runs": ConfigDict({"plain": "lvr, d_lvr lambda=1"})}, "schedules lambda"),
     ({"runs": ConfigDict({"plain": "lvr base=huge"})}, "has base 'huge': there is no"),
+    ({"runs": ConfigDict({"plain": "lvr base=../huge"})}, "base is '../huge', which lies outside"),
     ({"runs": ConfigDict({"plain": "lvr seed=x"})}, "has seed 'x', expected a whole number"),
     ({"seeds": (1, 0, 1)}, "'base' with seed 1 is asked for twice"),
     ({"seeds": ()}, "nothing to train"),

@@ -18,6 +18,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from lvr_jax.files.names import inside
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -149,7 +151,10 @@ def _combinations(entry: str, setting: str, config: ConfigDict, workdir: Path) -
             own = tuple(sorted(zip(axes, values)))
             base = ROOT / config.checkpoint
             if other := dict(own).get(BASE, SETTINGS[setting].base):
-                base = base.with_name(other)
+                try:
+                    base = inside(base.parent, other)
+                except ValueError as error:
+                    raise ValueError(f"runs.{setting}: {entry!r}: base {error}") from error
             if not base.is_dir():
                 raise ValueError(f"runs.{setting}: {entry!r} has base {base.name!r}: there is no {base}")
             yield Run(setting, name, own, int(seed), base, workdir)
