@@ -43,7 +43,7 @@ def prompt_size(
     text = encode_prompt(blank, tokenizer, min_pixels=images.FACTOR**2, max_pixels=images.FACTOR**2)
     merged = windows = 0
     for source in sample.images:
-        height, width = _image_size(source)
+        height, width = image_size(source)
         try:
             for rule, limits in images.PROTOCOLS[protocol]:
                 low, high = limits or (min_pixels, max_pixels)
@@ -56,7 +56,7 @@ def prompt_size(
     return Budget(len(text.tokens) - len(sample.images) + merged, windows * doubled)
 
 
-def _image_size(source: ImageSource) -> tuple[int, int]:
+def image_size(source: ImageSource) -> tuple[int, int]:
     """(height, width); whatever the header does not tell is left to `load_image`, which names the file."""
     if isinstance(source, np.ndarray):
         return source.shape[:2]
@@ -84,6 +84,16 @@ def batches(sizes: Sequence[Budget], rows: int, programs: int = 4, slack: float 
         budget = Budget(max(sizes[i].tokens for i in rung), max(sizes[i].windows for i in rung))
         made += [ItemBatch(budget, tuple(rung[at : at + rows])) for at in range(0, len(rung), rows)]
     return made
+
+
+def rounded(size: Budget) -> Budget:
+    """The next larger of a few sizes (four an octave), so that prompts of about one size share a program."""
+    return Budget(_rung(size.tokens, 64), _rung(size.windows, 1), size.pooled)
+
+
+def _rung(value: int, least: int) -> int:
+    step = max(1 << max((value - 1).bit_length() - 3, 0), least)
+    return -(-value // step) * step
 
 
 def _area(size: Budget) -> int:

@@ -59,13 +59,14 @@ class ContentReader:
     def read(self, i: int, word: str, letter: str | None) -> Said:
         """Item i's reply: its word, and the letter that an extraction rule found in it."""
         row = self.rows[i]
-        if row.letter is None:                                          # an open question: the answer is the content
+        if not row.choices:                                             # an open question: the answer is the content
             return Said(letter or None, letter == plain_text(row.answer), None, bool(letter))
         # Where options are drawn in the image, a letter is all that is known of them.
         texts = {each: plain_text(text) or each for each, text in row.choices.items()}
         content = (word or None) if self.worded else texts.get(letter)
         both = self.worded and letter in texts and word in texts.values()
-        return Said(content, content == texts[row.letter], texts[letter] == word if both else None,
+        right = row.letter is not None and content == texts[row.letter]
+        return Said(content, right, texts[letter] == word if both else None,
                     letter in texts or (self.worded and word in self.words))  # fmt: skip
 
 

@@ -8,6 +8,7 @@
 | `vlmevalkit` | open-compass/VLMEvalKit with its Qwen2.5-VL prompt mixin (no trailing space or newline) |
 | `lmms_eval` | EvolvingLMMs-Lab/lmms-eval, task defaults |
 | `own` | the benchmark authors' own script |
+| `scenes` | ours: "(A) text" lines and nothing else, as the scenes that the tiny checkpoints were trained on |
 | `clean` | ours: the text of `lvr` with every instruction exactly once |
 
 Families that LVR and PRISM do not cover get their BLINK text (options) or their training text (open questions).
@@ -18,6 +19,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 
+from lvr_jax.data.options import with_options
 from lvr_jax.evaluation.rows import BenchmarkError, Row
 
 Template = Callable[[Row], str]
@@ -49,7 +51,7 @@ def _verbatim(row: Row) -> str:
 
 def _lvr(row: Row) -> str:
     """BLINK in LVR's harness. Every option line ends in a newline, so that a blank line precedes the instruction."""
-    if row.letter is None:
+    if not row.choices:
         return row.question + OPEN_INSTRUCTION
     if not row.options:
         return row.question + LETTER_INSTRUCTION
@@ -136,11 +138,16 @@ def _own_blink(row: Row) -> str:
     return (BLINK_DISCLAIMER if row.category in BLINK_DISCLAIMED else "") + row.texts["prompt"]
 
 
+def _scenes(row: Row) -> str:
+    return with_options(row.question, row.options)
+
+
 _LVR: dict[str, Template] = {"vstar": _lvr_vstar, "mmvp": _lvr_mmvp, "samples": _verbatim, "*": _lvr}
 TEMPLATES: dict[str, dict[str, Template]] = {
     "lvr": _LVR,
     "prism": _LVR,
     "clean": _LVR | {"vstar": _clean_vstar},
+    "scenes": {"*": _scenes},
     "vlmevalkit": {"vstar": _vlmevalkit, "mmvp": _vlmevalkit, "blink": _vlmevalkit, "hrbench": _vlmevalkit,
                    "mme_realworld": _vlmevalkit_mme, "visualpuzzles": _vlmevalkit_puzzles},
     "lmms_eval": {"vstar": _lmms_vstar, "mmvp": _lmms_mmvp, "blink": _lmms_blink, "hrbench": _lmms_hrbench,

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from statsmodels.stats.proportion import proportion_confint
 
 from lvr_jax.evaluation.extraction import extract, open_answer
 from lvr_jax.evaluation.prompts import lookup
@@ -32,7 +32,7 @@ class Mark:
 
 def judge(row: Row, reply: str, rule: str) -> tuple[str | None, bool]:
     """What the reply was parsed to and whether that is right. Open questions compare normalised texts."""
-    if row.letter is None:
+    if not row.choices:
         parsed = open_answer(reply)
         return parsed, parsed == open_answer(row.answer)
     parsed = extract(rule, reply, row.choices)
@@ -115,11 +115,19 @@ def aggregate(name: str, marks: Sequence[Mark]) -> float:
 
 # Intervals -----------------------------------------------------------------------------------------------------------
 
+@functools.cache
+def _confidence():
+    """Imported when it is asked for: with pandas it takes as long to import as everything else together."""
+    from statsmodels.stats.proportion import proportion_confint
+
+    return proportion_confint
+
+
 def wilson(right: int, total: int, level: float = 0.95) -> tuple[float, float]:
     """Wilson's score interval of a share of independent items."""
     if not 0 <= right <= total or total < 1:
         raise BenchmarkError(f"wilson: {right} right of {total}, expected 0 <= right <= total, total >= 1")
-    low, high = proportion_confint(right, total, alpha=1 - level, method="wilson")
+    low, high = _confidence()(right, total, alpha=1 - level, method="wilson")
     return float(low), float(high)
 
 
@@ -150,7 +158,7 @@ def bootstrap(name: str, marks: Sequence[Mark], *, level: float = 0.95, resample
     values = np.nanmean(shares, axis=1)
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     if low == high:             # units that are all alike are no certainty about others
-        low, high = proportion_confint(low * U, U, alpha=1 - level, method="wilson")
+        low, high = _confidence()(low * U, U, alpha=1 - level, method="wilson")
     return float(low), float(high)
 
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from lvr_jax.latents.conditions import ConditionError
 from lvr_jax.latents.spec import Plan
 
 PAPER_POOL = 64
@@ -229,6 +230,51 @@ def own(rearrange: Callable[[np.ndarray, np.random.Generator], np.ndarray]) -> S
         return blocks, ~request.clean.count[request.rows].any(1)
 
     return Source(make, of_clean=True)
+
+
+def computed(function: Callable[[np.ndarray], np.ndarray], name: str, item: Sequence[int], plan: Plan) -> Source:
+    """What a function makes of all items' clean latents: [I, Z, D] fp32 -> [I, Z, D], finite.
+
+    item: [I] numbers in the order that the function sees; Z counts the latents of all stages one after another, each as
+    many as its quota. A block that was shorter goes on with its last latent; an item without latents has zeros.
+    Raises ConditionError, which names the function, for another shape or for values that are not finite.
+    """
+    quota = np.maximum(np.asarray(plan.quota), 0).tolist()
+    starts = np.concatenate([[0], np.cumsum(quota)])
+    key = ("computed", name)
+
+    def whole(clean: Clean) -> np.ndarray:
+        """[I, G, Z, D], rows as in `clean`."""
+        place = {int(number): row for row, number in enumerate(clean.item)}
+        rows = np.array([place[int(number)] for number in item])
+        blocks = clean.blocks(rows)
+        joined = np.concatenate([blocks[:, g, :n] for g, n in enumerate(quota)], 1)
+        made = np.asarray(function(joined.copy()))
+        if made.shape != joined.shape:
+            raise ConditionError(f"condition {name!r}: its function returned shape {made.shape}, expected "
+                                 f"{joined.shape}: items, latents, width")  # fmt: skip
+        if made.dtype.kind not in "fiubV" or not np.isfinite(made.astype(np.float32)).all():
+            raise ConditionError(f"condition {name!r}: its function returned values that are not finite numbers")
+        for g, n in enumerate(quota):
+            if n:
+                part = made[:, starts[g] : starts[g + 1]].astype(np.float32)
+                blocks[:, g] = repeat_last(leading_blocks(part, blocks.shape[2]), np.full(len(part), n))
+        out = np.zeros_like(blocks)
+        out[rows] = blocks
+        return out
+
+    def make(request: Request):
+        if key not in request.clean._drawn:
+            request.clean._drawn[key] = whole(request.clean)
+        return request.clean._drawn[key][request.rows], ~request.clean.count[request.rows].any(1)
+
+    return Source(make, of_clean=True)
+
+
+def leading_blocks(latents: np.ndarray, count: int) -> np.ndarray:
+    """[I, n, D] -> [I, count, D]: cut, or filled up with zeros."""
+    cut = latents[:, :count]
+    return np.pad(cut, [(0, 0), (0, count - cut.shape[1]), (0, 0)])
 
 
 def shuffle(steps: np.ndarray, random: np.random.Generator) -> np.ndarray:

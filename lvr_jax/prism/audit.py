@@ -22,7 +22,6 @@ from lvr_jax.files.json_io import JsonError, read_object
 from lvr_jax.files.whole_file import write_whole
 from lvr_jax.latents import conditions as cond
 from lvr_jax.latents import sweep as sweeps
-from lvr_jax.latents.decoding import Decoding
 from lvr_jax.latents.reading import Held
 from lvr_jax.latents.spec import Plan
 from lvr_jax.latents.sweep import Sweeper
@@ -203,14 +202,10 @@ class Audit:
         return self.items.subject.plan(dataclasses.replace(p, steps=of(p.steps), staged_steps=of(p.staged_steps)))
 
     def _sweeper(self, run: str) -> Sweeper:
-        subject, s = self.items.subject, self.settings
-        protocol = self.items.protocol
-        return Sweeper(
-            subject.graph, subject.params, self.plan(run),
-            Decoding(protocol.max_new_tokens, subject.stop, protocol.repetition_penalty),
-            letters=self.items.place.ids, opening=self.items.place.opening, seed=s.seed, compute=self.compute,
-            attention=subject.attention, chunk=s.chunk or None, memory=s.memory, hold=2 * s.memory, cell=self.cell,
-            weights=subject.weights, progress=self.progress,
+        s = self.settings
+        return self.items.sweeper(
+            self.plan(run), self.compute, seed=s.seed, chunk=s.chunk or None, memory=s.memory, hold=2 * s.memory,
+            cell=self.cell, progress=self.progress,
         )  # fmt: skip
 
     def _key(self, stages: list[str]) -> str:

@@ -68,6 +68,34 @@ def run(
     report_only: only the analysis is made, and what an audit has not finished yet is an error.
     Raises one of BAD_INPUT, or MissingHost.
     """
+    found = audited(config, workdir, progress=progress, say=say, hosts=hosts, report_only=report_only)
+    page = epath.Path(workdir) / "report" / "report.html" if config.report else epath.Path(workdir)
+    if config.report and hosts.first:
+        say("report")
+        found.report(page.parent)
+    hosts.wait("report")
+    return page
+
+
+@dataclasses.dataclass(frozen=True)
+class Audited:
+    """The audits of a config's checkpoints, their analyses (None in processes other than the first), and which of the
+    checkpoints are training seeds of one variant."""
+
+    audits: list[Audit]
+    analyses: list[dict | None]
+    variants: tuple[str, ...]
+
+    def report(self, folder) -> epath.Path:
+        """Writes report.html and all that lies beside it; returns the page."""
+        return report.write(self.audits, self.analyses, epath.Path(folder), variants=self.variants)
+
+
+def audited(
+    config: Mapping, workdir, *, progress: bool = True, say: Callable[[str], None] = lambda line: None,
+    hosts: Hosts = ALONE, report_only: bool = False,
+) -> Audited:  # fmt: skip
+    """`run` without the report."""
     folders = names(config.checkpoint)
     if not folders:
         raise PrismError("checkpoint: none given, expected one folder or several with commas between them")
@@ -93,12 +121,7 @@ def run(
             crossed = audit.cross(makers[audit.name])
             if analysis is not None:
                 analysis["crossed"] = crossed
-    page = epath.Path(workdir) / "report" / "report.html" if config.report else epath.Path(workdir)
-    if config.report and hosts.first:
-        say("report")
-        report.write(audits, analyses, page.parent, variants=variants)
-    hosts.wait("report")
-    return page
+    return Audited(audits, analyses, variants)
 
 
 def makers_of(asked: Sequence[str], folders, labels, workdir: epath.Path) -> dict[str, dict[str, epath.Path]]:
@@ -128,6 +151,9 @@ def prepare(
                                **keywords("options", config.options))  # fmt: skip
     if config.limit:
         benchmark = benchmark.subset(range(min(config.limit, len(benchmark))))
+    if unlettered := [row.id for row in benchmark.rows if row.letter is None]:
+        raise BenchmarkError(f"{benchmark.name}: item {unlettered[0]} is an open question; an audit needs lettered "
+                             "options")  # fmt: skip
     cell = dataclasses.replace(make_cell(config.mesh, hosts), idle=report_only)
     cut = None if cell.mesh is None else shardings(abstract_model(read_config(folder))[1], RULES, cell.mesh)
     dtype = DTYPES[config.dtype] or (jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)

@@ -12,7 +12,7 @@ import numpy as np
 from lvr_jax.evaluation.content import ContentReader
 from lvr_jax.latents.sweep_files import SweepResults
 from lvr_jax.prism.measure import corruptions
-from lvr_jax.prism.measure.items import Items, Reply
+from lvr_jax.prism.measure.items import Items
 from lvr_jax.prism.statistics.paired import ConditionEffect, adjust, compare_conditions
 from lvr_jax.prism.verdict import CARRIES, FORMAT, HIDES, LISTENS, Verdict, two_verdicts
 
@@ -70,7 +70,7 @@ def outcomes(items: Items, results: SweepResults) -> Outcomes:
     at = {name: n for n, name in enumerate(results.items)}
     order = np.array([at[name] for name in items.ids])
     token, live, latent = (results.arrays[key][:, order] for key in ("token", "live", "latent"))
-    replies = _replies(items, token, live, latent)
+    replies = items.replies(token, live, latent)
     reader = ContentReader.of(items.benchmark.rows, [reply.word for reply in replies[0]])
     said = [[reader.read(i, r.word, r.letter) for i, r in enumerate(row)] for row in replies]
     margin = None
@@ -86,20 +86,6 @@ def outcomes(items: Items, results: SweepResults) -> Outcomes:
         readable=flags(said, lambda s: s.readable), reply=texts(replies, lambda r: r.said), margin=margin,
         missing=results.missing[:, order], fed=(latent & live).sum(-1), worded=reader.worded,
     )  # fmt: skip
-
-
-def _replies(items: Items, token: np.ndarray, live: np.ndarray, latent: np.ndarray) -> list[list[Reply]]:
-    """Replies [C][I]; what is equal under many conditions is read once."""
-    found: list[list[Reply]] = [[] for _ in token]
-    for i in range(token.shape[1]):
-        known: dict[bytes, Reply] = {}
-        for c, row in enumerate(found):
-            each = (np.where(live[c, i], token[c, i], -1), live[c, i], latent[c, i])
-            key = b"".join(part.tobytes() for part in each)
-            if key not in known:
-                known[key] = items.read(i, *each)
-            row.append(known[key])
-    return found
 
 
 def margins(letters: np.ndarray, labels: np.ndarray, options: np.ndarray) -> np.ndarray:

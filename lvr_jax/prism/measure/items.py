@@ -20,7 +20,7 @@ from lvr_jax.data.sample import Example, Sample
 from lvr_jax.data.templates import TEMPLATES, SequenceTemplate, latent_slots
 from lvr_jax.data.tokenizers import IM_END, IM_START, IMAGE_PAD, VIDEO_PAD, VISION_END, VISION_START
 from lvr_jax.evaluation.asked import asked
-from lvr_jax.evaluation.batches import ItemBatch, batches, prompt_size
+from lvr_jax.evaluation.batches import ItemBatch, batches, prompt_size, rounded
 from lvr_jax.evaluation.content import word_before
 from lvr_jax.evaluation.extraction import plain_text, rule_name
 from lvr_jax.evaluation.generation import MARKS, LetterPlace, letter_place
@@ -30,8 +30,11 @@ from lvr_jax.evaluation.scoring import judge
 from lvr_jax.evaluation.subject import Subject
 from lvr_jax.latents import regions
 from lvr_jax.latents.conditions import name_number
+from lvr_jax.latents.decoding import Decoding
 from lvr_jax.latents.positions import spoken
-from lvr_jax.latents.sweep import Prompts
+from lvr_jax.latents.spec import Plan
+from lvr_jax.latents.sweep import Prompts, Sweeper
+from lvr_jax.models.qwen2_5_vl.layers import Compute
 from lvr_jax.prism.measure import variants
 
 REGIONS = ("box", "wrong_box", "random_crop")
@@ -55,6 +58,7 @@ class Items:
     template: of its training sequences, for targets and boxes (None: its layout is not known)
     rows: items a batch; programs: how many budgets at most; seed: of moved boxes and random crops
     force: the prompt ends with the (last stage's) start marker, so that every item opens a latent block
+    rounded: prompts are padded to a few sizes (batches.rounded), so that another question meets a compiled program
     """
 
     subject: Subject
@@ -65,12 +69,7 @@ class Items:
     programs: int = 4
     seed: int = 0
     force: bool = False
-
-    def __post_init__(self):
-        unlettered = [row.id for row in self.benchmark.rows if row.letter is None]
-        if unlettered:
-            raise BenchmarkError(f"{self.benchmark.name}: item {unlettered[0]} is an open question; an audit needs "
-                                 "lettered options")  # fmt: skip
+    rounded: bool = False
 
     @property
     def ids(self) -> list[str]:
@@ -78,8 +77,8 @@ class Items:
 
     @functools.cached_property
     def labels(self) -> np.ndarray:
-        """[I] the gold letter as a number."""
-        return np.array([LETTERS.index(row.letter) for row in self.benchmark.rows])
+        """[I] the gold letter as a number, -1 where there is none."""
+        return np.array([-1 if row.letter is None else LETTERS.index(row.letter) for row in self.benchmark.rows])
 
     @functools.cached_property
     def options(self) -> np.ndarray:
@@ -92,8 +91,9 @@ class Items:
 
     @functools.cached_property
     def contents(self) -> np.ndarray:
-        """[I] the gold answer's text, normalised; its letter where options are drawn in the image."""
-        return np.array([plain_text(row.choices[row.letter]) or row.letter for row in self.benchmark.rows], object)
+        """[I] the gold answer's text, normalised; its letter where options are drawn in the image, "" if unknown."""
+        return np.array([plain_text(row.answer) if row.letter is None else plain_text(row.choices[row.letter])
+                         or row.letter for row in self.benchmark.rows], object)  # fmt: skip
 
     def option_contents(self, i: int) -> list[str]:
         """What an item's options say, normalised like `contents`."""
@@ -139,7 +139,10 @@ class Items:
             sizes.append(dataclasses.replace(size, tokens=size.tokens + int(self.force)))
             boxed.append(bool(sample.boxes))
             digests.append(asked(sample, **self.limits, force=self.force))
-        return batches(sizes, self.rows, self.programs), np.array(boxed), digests
+        made = batches(sizes, self.rows, self.programs)
+        if self.rounded:
+            made = [dataclasses.replace(batch, budget=rounded(batch.budget)) for batch in made]
+        return made, np.array(boxed), digests
 
     @property
     def batches(self) -> list[ItemBatch]:
@@ -180,7 +183,8 @@ class Items:
         return Prompts(
             ids=tuple(self.ids[i] for i in at), asked=tuple(self.asked[i] for i in at),
             batch=lambda: together([example for _, example in made()]),
-            labels=self.labels[at], kinds=numbered(self.categories)[at], contents=numbered(self.contents)[at],
+            labels=self.labels[at], kinds=numbered(self.categories)[at],
+            contents=np.where(self.contents == "", -1, numbered(self.contents))[at],
             regions=_Lazily(lambda name: [self.region(name, *each) for each in made()]) if self.boxed.any() else {},
             variants={name: functools.partial(variant, name) for name in self.variants},
         )  # fmt: skip
@@ -246,6 +250,27 @@ class Items:
         rule = rule_name(self.protocol.corruption_extraction, self.benchmark.family)
         letter, right = judge(self.benchmark.rows[i], read, rule)
         return Reply(said, letter, bool(right), word_before(said, mark))
+
+    def replies(self, token: np.ndarray, live: np.ndarray, latent: np.ndarray) -> list[list["Reply"]]:
+        """Replies [C][I] of a sweep's arrays [C, I, S]; what is equal under many conditions is read once."""
+        found: list[list[Reply]] = [[] for _ in token]
+        for i in range(token.shape[1]):
+            known: dict[bytes, Reply] = {}
+            for c, row in enumerate(found):
+                each = (np.where(live[c, i], token[c, i], -1), live[c, i], latent[c, i])
+                key = b"".join(part.tobytes() for part in each)
+                if key not in known:
+                    known[key] = self.read(i, *each)
+                row.append(known[key])
+        return found
+
+    def sweeper(self, plan: Plan, compute: Compute, **options) -> Sweeper:
+        """How these items are rolled out, by their protocol; options: further fields of `Sweeper`."""
+        subject, protocol = self.subject, self.protocol
+        fields = {"letters": self.place.ids, "opening": self.place.opening, "attention": subject.attention,
+                  "weights": subject.weights} | options  # fmt: skip
+        decoding = Decoding(protocol.max_new_tokens, subject.stop, protocol.repetition_penalty)
+        return Sweeper(subject.graph, subject.params, plan, decoding, compute=compute, **fields)
 
     def places(self, ids: Sequence[str]) -> np.ndarray:
         """Where in the benchmark each of these items is."""

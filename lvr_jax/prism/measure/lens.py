@@ -4,6 +4,7 @@ Latents are states after the final norm, as the head reads them. That the head w
 the word is, not that it is used.
 """
 
+import functools
 from collections import Counter
 from collections.abc import Sequence
 
@@ -27,6 +28,14 @@ def _lens(unembedding, latents, ids):
     own = jnp.where(ids >= 0, own, -jnp.inf).max(-1)                                     # [N, O]
     rank = 1 + (logits[:, None] > own[..., None]).sum(-1)
     return jax.lax.top_k(logits, TOP)[1], rank, own
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def likeliest(unembedding, latents, count: int):
+    """latents [N, D] -> the ids [N, count] of the likeliest words if the LM head read them, and their probabilities."""
+    logits = jnp.einsum("ND,VD->NV", latents.astype(unembedding.dtype), unembedding, preferred_element_type=jnp.float32)
+    values, ids = jax.lax.top_k(jax.nn.softmax(logits), count)
+    return ids, values
 
 
 def run(items: Items, capture_folder, folder, cell: Cell = Cell()) -> None:  # noqa: B008

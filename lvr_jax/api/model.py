@@ -1,0 +1,207 @@
+"""Opens a checkpoint and asks it: one question, a sweep under conditions, states by position and layer."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lvr_jax.api import sweep as sweeps
+from lvr_jax.api.conditions import Asked as AskedCondition
+from lvr_jax.api.conditions import resolve
+from lvr_jax.api.questions import Asked, Item, Picture, Questions, is_one
+from lvr_jax.api.reply import Reply
+from lvr_jax.api.sweep import Sweep
+from lvr_jax.data.sample import Sample
+from lvr_jax.evaluation import protocol as protocols
+from lvr_jax.evaluation.protocol import Budget, Protocol
+from lvr_jax.evaluation.subject import TEXT_ONLY, Subject, open_subject
+from lvr_jax.latents import sweep as engine
+from lvr_jax.latents.conditions import ConditionError, name_number
+from lvr_jax.latents.sweep import KEEP, Sweeper
+from lvr_jax.models.qwen2_5_vl.layers import Compute
+from lvr_jax.prism.measure import capture
+from lvr_jax.prism.measure.items import Items, template_for
+
+# A checkpoint's config.json may name the harness whose prompts it was trained on.
+PROMPTS = "lvr_prompts"
+ROWS = 8
+DEFAULT = ("zero", "mean", "donor")
+# Letters whose logits are kept: so many, or a multiple, that another number of options is no other program.
+_LETTERS = 8
+
+
+def open_model(
+    checkpoint: str | os.PathLike, *, system: str | None = None, protocol: str = "clean", budget: int | None = None,
+    prompts: str | None = None, max_new_tokens: int | None = None, force_latents: bool = False,
+    dtype: Any = None, seed: int = 0,
+) -> Model:  # fmt: skip
+    """Opens a checkpoint, Hugging Face or ours, local or gs://, to be asked.
+
+        model = lvr_jax.open("LVR-7B")
+
+    system: its latent system, "none" for ordinary text (default: what config.json and tokenizer say)
+    protocol: how it is asked, "clean" (default: what `tools/evaluate.py` recommends: one resize as in training, greedy,
+        no repetition penalty, 8 latents a block) or "paper"; the next three are switches of it
+    budget: latents a block; max_new_tokens: of a reply; prompts: a harness of evaluation.prompts, which writes options
+        and instruction (default: the one that config.json names as `lvr_prompts`, else the protocol's)
+    force_latents: every prompt ends with the start marker, so that a latent block is always opened
+    dtype: of the computation (default: float32 on a CPU, else bfloat16); weights are held as they are stored where that
+        is narrower, and widened where they are used
+    seed: of noise and donors
+
+    Raises CheckpointError, ConfigError, TokenizerError, SpecError or BenchmarkError, one line each, before weights are
+    read where that is possible.
+    """
+    switches = {}
+    base = protocols.protocol(protocol)
+    if budget is not None:
+        switches |= dict.fromkeys(("steps", "staged_steps"), Budget(budget, budget, budget))
+    if max_new_tokens is not None:
+        switches["max_new_tokens"] = max_new_tokens
+    if prompts is not None:
+        switches["prompts"] = prompts
+    chosen = protocols.protocol(protocol, **switches) if switches else base
+    compute = Compute(jnp.dtype(dtype) if dtype is not None else _default_dtype())
+    subject = open_subject(checkpoint, system=system)
+    if prompts is None and subject.fields.get(PROMPTS):
+        chosen = protocols.protocol(protocol, **switches, prompts=subject.fields[PROMPTS])
+    return Model(subject, chosen, compute, seed, force_latents)
+
+
+def _default_dtype():
+    return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Model:
+    """An open checkpoint. Made by `lvr_jax.open`.
+
+    subject: network, parameters, tokenizer, latent system; protocol: how it is asked (evaluation.protocol)
+    """
+
+    subject: Subject
+    protocol: Protocol
+    compute: Compute
+    seed: int = 0
+    force_latents: bool = False
+
+    def __repr__(self) -> str:
+        return (f"Model({self.subject.name!r}, system {self.subject.spec.name!r}, {self.latents} latents a block, "
+                f"protocol {self.protocol.name!r})")  # fmt: skip
+
+    @property
+    def latents(self) -> int:
+        """The longest block that the budget allows."""
+        return int(np.max(self.subject.plan(self.protocol).quota))
+
+    @property
+    def layers(self) -> int:
+        """L, blocks of the decoder."""
+        return self.subject.config.text.layers
+
+    def ask(
+        self, image: Picture | Asked, question: str | None = None, options: Sequence[str] | None = None, **fields
+    ) -> Reply:  # fmt: skip
+        """Asks one question about one picture, without any corruption.
+
+            reply = model.ask("photo.jpg", "What colour is the cup?", options=["red", "blue"])
+            reply.letter, reply.content, reply.latents.shape, reply.nearest[0][0].box
+
+        image: as in `Item`, or a whole Item or Sample alone; fields: further ones of `Item` (answer, box, id).
+        Raises ItemError or ImageError, one line, for what cannot be asked.
+        """
+        whole = isinstance(image, Item | Sample) and question is None
+        item = image if whole else Item(image, question, options, **fields)
+        found = self._sweep([item], [], keep=(*KEEP, "blocks", "count", "attention@answer"), record=("attention",))
+        return found["clean"][0]
+
+    def sweep(
+        self, items: Asked | Sequence[Asked], conditions: AskedCondition | Sequence[AskedCondition] = DEFAULT, *,
+        attention: bool = False, chunk: int | None = None,
+    ) -> Sweep:  # fmt: skip
+        """Asks items under the clean pass and every condition, with one prefill an item.
+
+            sweep = model.sweep(items, ["zero", "donor", lvr_jax.noise(0.3), my_condition])
+            sweep["donor"][0].letter; pandas.DataFrame(sweep.table())
+
+        items: one or a list, each an Item, a Sample, (image, question, options, answer, box) or a dict
+        conditions: names, lvr_jax.conditions, or functions of the clean latents (see lvr_jax.conditions)
+        attention: record attention shares of every reply, which takes memory; chunk: conditions at a time (default: as
+            many as fit)
+        Raises ItemError, ImageError, ConditionError or SourceError, one line each.
+        """
+        asked = [items] if is_one(items) else list(items)
+        wanted = list(conditions) if isinstance(conditions, list | tuple) else [conditions]
+        extra, record = (("attention@answer",), ("attention",)) if attention else ((), ())
+        return self._sweep(asked, wanted, keep=(*KEEP, "blocks", "count", *extra), record=record, chunk=chunk)
+
+    def states(
+        self, items: Asked | Sequence[Asked], position: str = "last_latent", layer: int | None = -1
+    ) -> np.ndarray:
+        """The decoder's states [I, D] (fp32) at one position of each item's clean reply, and one layer.
+
+        position: "latent_0", "last_latent", "h0", "answer", "answer_tag", "question", "image", ... (a mean over several
+        tokens; prism.measure.capture); layer: 0 is what is fed, l the output of block l, the last one after the final
+        norm; None: all of them, [I, 1 + L, D]. An item without the position has NaN.
+        Raises ConditionError for a position or a layer that does not exist, or if no item has the position.
+        """
+        asked = [items] if is_one(items) else list(items)
+        names, depth = capture.position_names(self.latents), self.layers
+        if position not in names:
+            raise ConditionError(f"position {position!r} does not exist, expected one of {', '.join(names)}")
+        if layer is not None and not -depth - 1 <= layer <= depth:
+            raise ConditionError(f"layer {layer} does not exist, this network has 0 (what is fed) to {depth}")
+        questions = self._items(asked)
+        with tempfile.TemporaryDirectory(prefix="lvr_jax_") as folder:
+            capture.run(self._sweeper(questions), questions.prompts(), folder, spans=questions.spans, layers="all",
+                        weights=self.subject.weights)  # fmt: skip
+            found = capture.read(folder, (position,), None if layer is None else (layer,))
+        states = found.states[:, 0][np.argsort(questions.places(found.items))]                # [I, L, D]
+        if not np.isfinite(states).any():
+            hint = "" if self.force_latents else "; force_latents=True opens a block in each"
+            raise ConditionError(f"position {position!r}: none of {len(asked)} items has it{hint}")
+        return states if layer is None else states[:, 0]
+
+    # The engine ------------------------------------------------------------------------------------------------------
+
+    def _items(self, asked: Sequence[Asked]) -> Items:
+        questions = Questions(asked, self.protocol.prompts)
+        boxed = any(item.boxes if isinstance(item, Sample) else item.box is not None for item in questions.items)
+        template = template_for(self.subject) if boxed else None
+        return Items(self.subject, questions, self.protocol, template, rows=min(len(questions), ROWS), seed=self.seed,
+                     force=self.force_latents, rounded=True)  # fmt: skip
+
+    def _sweeper(self, items: Items, **options) -> Sweeper:
+        ids = items.place.ids
+        padded = (*ids, *[ids[-1] if ids else 0] * (-len(ids) % _LETTERS or _LETTERS * (not ids)))
+        return items.sweeper(self.subject.plan(self.protocol), self.compute, letters=padded, seed=self.seed,
+                             progress=False, **options)  # fmt: skip
+
+    def _sweep(self, asked: Sequence[Asked], conditions: Sequence[AskedCondition], **options) -> Sweep:
+        items = self._items(asked)
+        plan = self.subject.plan(self.protocol)
+        records, sources = resolve(conditions, [name_number(i) for i in items.ids], plan)
+        self._check(items, records, sources)
+        with tempfile.TemporaryDirectory(prefix="lvr_jax_") as folder:
+            engine.run(self._sweeper(items, sources=sources, **options), items.prompts(), records, folder)
+            return sweeps.read(items, engine.read(folder), self.compute)
+
+    def _check(self, items: Items, records, sources) -> None:
+        """Refuses what these items cannot serve, before anything runs."""
+        for c in records:
+            if self.subject.spec is TEXT_ONLY and c.kind != "clean":
+                raise ConditionError(f"condition {c.name!r}: {self.subject.name} is open as system 'none': no latents")
+            source = sources.get(c.source)
+            if source is not None and source.donor is not None and len(items.ids) < 2:
+                raise ConditionError(f"condition {c.name!r} needs the latents of other items, and one item is asked")
+            for name in filter(None, (c.context, source and source.of_variant)):
+                if name not in items.variants:
+                    known = ", ".join(items.variants)
+                    raise ConditionError(f"condition {c.name!r} needs the prompt {name!r}, these items have {known}")
