@@ -259,12 +259,13 @@ def test_csv_says_what_is_this_runs_and_what_is_published(paper):
 
 
 def test_a_figure_stands_in_the_page_as_text_that_a_browser_reads_back():
-    """The svg itself but for white space; a fifth smaller than base64 would be."""
+    """The svg itself but for white space, its words as words; a fifth smaller than base64 would be."""
     svg = page.image_bytes(figures.sigma_curve([analysis("one", found(0.3))]), "svg")
     kind, _, text = page.inline(svg, "svg").partition(",")
     assert kind == "data:image/svg+xml" and not set(text) & set("\n\"'<>&#()")
     assert ElementTree.fromstring(unquote(text)).tag.endswith("svg") and unquote(text).split() == svg.decode().split()
     assert len(text) < 0.85 * len(base64.b64encode(svg))
+    assert b">one</text>" in svg and b"'DejaVu Sans', 'Verdana'" in svg
 
 
 def test_figures_are_narrow_enough_for_a_phone(paper):
