@@ -31,6 +31,8 @@ for _name, _value in ENVIRONMENT.items():       # before JAX is imported
     os.environ.setdefault(_name, _value)
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))      # configs import each other as `configs.NAME`
 
+from lvr_jax.command.arguments import parser  # noqa: E402
+
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file and size: configs/lvr.py:3b.", lock_config=True)
 TOPOLOGY = flags.DEFINE_multi_string("topology", [], "A slice as libtpu calls it: v5e:4x4, v5p:2x2x4, v6e:8x8*2.")
 WHAT = flags.DEFINE_list("what", ["train"], "Programs: train; prefill and sweep of an audit; evaluate; taught and "
@@ -45,21 +47,6 @@ EFFORT = flags.DEFINE_float("effort", 0.0, "Of the compiler, -1 to 1. A run has 
 OPTION = flags.DEFINE_multi_string("option", [], "NAME=VALUE of XLA, tried instead of what a run has.")
 JSON = flags.DEFINE_string("json", None, "File that the records are added to.")
 SHOW = flags.DEFINE_string("show", None, "Print such a file as a page and do nothing else.")
-
-
-def parse(arguments: list[str]) -> list[str]:
-    """absl's own parser ends with status 1 and a page of help; a wrong flag is bad input like any other."""
-    try:
-        left = flags.FLAGS(arguments)
-        if CONFIG.value is not None:
-            CONFIG.value.keys()     # a file that could not be loaded says so only now
-        return left
-    except (AttributeError, KeyError) as error:
-        message = f"the config has no field {error}"
-    except (flags.Error, OSError, TypeError, ValueError) as error:
-        message = str(error).strip().splitlines()[-1].strip()
-    print(f"compile_check: {message}", file=sys.stderr)
-    sys.exit(2)
 
 
 def main(arguments: list[str]) -> int:
@@ -168,4 +155,4 @@ def _add(path: Path, row: dict) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=parse)
+    app.run(main, flags_parser=parser("compile_check", CONFIG))

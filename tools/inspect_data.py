@@ -26,6 +26,7 @@ from ml_collections import config_flags
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from lvr_jax.checkpoints import CheckpointError
+from lvr_jax.command.arguments import parser
 from lvr_jax.data import from_config
 from lvr_jax.data.boxes import expand
 from lvr_jax.data.images import FACTOR
@@ -262,18 +263,5 @@ def _refused(error: object, status: int = 2) -> int:
     return status
 
 
-def _parse(arguments: list[str]) -> list[str]:
-    """As absl does it, but a config without the file or the field that is named is one line, not a traceback."""
-    try:
-        left = flags.FLAGS(arguments)
-        if CONFIG.value is not None:
-            CONFIG.value.keys()     # a file that could not be loaded says so only now
-        return left
-    except (AttributeError, KeyError) as error:
-        sys.exit(_refused(f"{error}: the config has no such field to set"))
-    except (flags.Error, OSError, TypeError, ValueError) as error:
-        sys.exit(_refused(str(error).strip().splitlines()[-1]))
-
-
 if __name__ == "__main__":
-    app.run(lambda arguments: sys.exit(main(arguments)), flags_parser=_parse)
+    app.run(lambda arguments: sys.exit(main(arguments)), flags_parser=parser("inspect_data", CONFIG))

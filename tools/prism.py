@@ -24,6 +24,7 @@ from ml_collections import config_flags
 # Configs import each other as `configs.NAME`.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from lvr_jax.command.arguments import parser
 from lvr_jax.files.lock import locked
 from lvr_jax.multihost.hosts import ALONE, Hosts, MissingHost, Stopped
 from lvr_jax.prism import experiment
@@ -76,16 +77,5 @@ def line(said: object) -> str:
     return f"prism: {' '.join(str(said).split())}"
 
 
-def parse(arguments: list[str]) -> list[str]:
-    """As absl does it, but a config without the file or the field that is named is one line, not a traceback."""
-    try:
-        return flags.FLAGS(arguments)
-    except (flags.Error, OSError, ValueError) as error:
-        # A fault inside a config file comes with its traceback: what was raised is the last line.
-        sys.exit(ALONE.leave(2, line(str(error).strip().splitlines()[-1])))
-    except (AttributeError, KeyError) as error:
-        sys.exit(ALONE.leave(2, line(f"{error}: the config has no such field to set")))
-
-
 if __name__ == "__main__":
-    app.run(lambda arguments: sys.exit(main(arguments)), flags_parser=parse)
+    app.run(lambda arguments: sys.exit(main(arguments)), flags_parser=parser("prism", CONFIG))

@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from lvr_jax.command.arguments import parser
 from lvr_jax.files.lock import locked
 from lvr_jax.prism.experiment import BAD_INPUT
 from study import jobs as study
@@ -89,20 +90,5 @@ def _end(error: object, status: int) -> int:
     return status
 
 
-def parse(arguments: list[str]) -> list[str]:
-    """As absl does it, but a wrong flag is one line, not a traceback."""
-    if not any(argument.split("=")[0] in ("--config", "-config") for argument in arguments):
-        # Not as the flag's default, which absl would read before it can be asked to say in one line what is wrong.
-        arguments = [arguments[0], f"--config={study.ROOT / 'configs/reproduce.py'}", *arguments[1:]]
-    try:
-        left = flags.FLAGS(arguments)
-        CONFIG.value.keys()
-        return left
-    except (AttributeError, KeyError) as error:
-        sys.exit(_end(f"{error}: the config has no such field to set", 2))
-    except (flags.Error, OSError, TypeError, ValueError) as error:
-        sys.exit(_end(str(error).strip().splitlines()[-1], 2))
-
-
 if __name__ == "__main__":
-    app.run(lambda arguments: sys.exit(main(arguments)), flags_parser=parse)
+    app.run(lambda arguments: sys.exit(main(arguments)), flags_parser=parser("reproduce", CONFIG, default="reproduce"))

@@ -22,24 +22,10 @@ from ml_collections import config_flags
 # Configs import each other as `configs.NAME`.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from lvr_jax.command.arguments import parser
+
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file and size: configs/lvr.py:3b.", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run, local or gs://.")
-
-
-def parse(arguments: list[str]) -> list[str]:
-    """absl's own parser ends with status 1 and a page of help; a wrong flag is bad input like any other."""
-    try:
-        left = flags.FLAGS(arguments)
-        if CONFIG.value is not None:
-            CONFIG.value.keys()     # a file that could not be loaded says so only now
-        return left
-    except (AttributeError, KeyError) as error:
-        message = f"the config has no field {error}"
-    except (flags.Error, OSError, TypeError, ValueError) as error:
-        # A fault inside a config file comes with its traceback: what was raised is the last line.
-        message = str(error).strip().splitlines()[-1].strip()
-    print(f"train: {message}", file=sys.stderr)
-    sys.exit(2)
 
 
 def main(arguments: list[str]) -> int:
@@ -89,4 +75,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=parse)
+    app.run(main, flags_parser=parser("train", CONFIG))

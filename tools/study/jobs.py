@@ -9,7 +9,8 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from study.runs import ROOT, SETTINGS, TEXT_ONLY, Run, runs
+from lvr_jax.files.shipped import CONFIGS, TOOLS
+from study.runs import SETTINGS, TEXT_ONLY, Run, runs
 
 STAGES = ("convert", "train", "evaluate", "audit")
 
@@ -36,7 +37,7 @@ def jobs(config: ConfigDict, workdir: Path) -> list[Job]:
 class _Study:
     def __init__(self, config: ConfigDict, workdir: Path):
         self.config, self.workdir = config, workdir
-        self.rules = _content([ROOT / "configs"])
+        self.rules = _content([CONFIGS])
         self.keys: dict[str, str] = {}
 
     def jobs(self) -> Iterator[Job]:
@@ -110,7 +111,7 @@ class _Study:
         text = [program, *(a.replace(str(self.workdir), "WORKDIR") for a in arguments)]
         known = [self.rules, content, text, [self.keys[each] for each in after]]
         self.keys[name] = hashlib.sha256(json.dumps(known).encode()).hexdigest()
-        full = (sys.executable, str(ROOT / "tools" / program), *arguments)
+        full = (sys.executable, str(TOOLS / program), *arguments)
         return Job(name, stage, full, tuple(after), made, seconds + self.config.seconds.start, self.keys[name], steps)
 
 

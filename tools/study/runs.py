@@ -18,9 +18,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from lvr_jax.files.names import inside
-
-ROOT = Path(__file__).resolve().parents[2]
+from lvr_jax.files.names import inside, packaged
+from lvr_jax.files.shipped import CONFIGS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +134,7 @@ def runs(config: ConfigDict, workdir: Path) -> list[Run]:
 
 def _combinations(entry: str, setting: str, config: ConfigDict, workdir: Path) -> Iterator[Run]:
     name, *words = entry.split()
-    if not (ROOT / "configs" / f"{name}.py").exists():
+    if not (CONFIGS / f"{name}.py").exists():
         raise ValueError(f"runs.{setting} names {name!r}: there is no configs/{name}.py")
     axes: dict[str, list[str]] = {}
     for word in words:
@@ -149,7 +148,7 @@ def _combinations(entry: str, setting: str, config: ConfigDict, workdir: Path) -
     for seed in seeds:
         for values in itertools.product(*axes.values()):
             own = tuple(sorted(zip(axes, values)))
-            base = ROOT / config.checkpoint
+            base = Path(packaged(config.checkpoint)).absolute()
             if other := dict(own).get(BASE, SETTINGS[setting].base):
                 try:
                     base = inside(base.parent, other)

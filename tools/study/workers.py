@@ -16,8 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lvr_jax.files.json_io import JsonError, read_object
+from lvr_jax.files.shipped import ROOT
 from lvr_jax.progress import tqdm
-from study.jobs import ROOT, Job
+from study.jobs import Job
 
 SHOWN = 15          # lines of a failed job's log
 BELIEVED = 120.0    # seconds of work after which this machine's own pace counts as much as the expected one
