@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from lvr_jax.api.tables import TABLES, of_report
+from lvr_jax.files.shipped import CONFIGS
 from lvr_jax.prism import experiment
-
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 
 def audit(
