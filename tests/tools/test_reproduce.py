@@ -1,5 +1,6 @@
 """The study does every job once, in order, and what was changed again; it survives being killed."""
 
+import dataclasses
 import json
 import os
 import random
@@ -140,10 +141,10 @@ def test_runs_that_cannot_be_are_refused_by_name(tmp_path, changes, said):
 
 
 def job(tmp_path: Path, name: str, code: str, *after: str, key: str = "1", seconds: float = 1) -> Job:
-    """A job that appends a line to a log and runs a line of Python; `made` is its path."""
-    made = tmp_path / f"{name}.out"
-    code = f"made = {str(made)!r}; open({str(tmp_path / 'order')!r}, 'a').write('{name}\\n'); {code}"
-    return Job(name, "train", (sys.executable, "-c", code), after, made, seconds, key)
+    """A job that appends a line to a log and runs a program of few lines; `made` is its path."""
+    made, program = tmp_path / f"{name}.out", tmp_path / f"{name}.py"
+    program.write_text(f"made = {str(made)!r}\nopen({str(tmp_path / 'order')!r}, 'a').write('{name}\\n')\n{code}\n")
+    return Job(name, "train", (str(program), name), after, made, seconds, key)
 
 
 WRITE = "open(made, 'w').write('x')"
@@ -218,6 +219,107 @@ def test_a_process_has_one_core_and_one_thread(tmp_path):
     code = "import os; open(made, 'w').write(f\"{len(os.sched_getaffinity(0))} {os.environ['OMP_NUM_THREADS']}\")"
     Workers(tmp_path, 1).run([job(tmp_path, "a", code)], progress=False)
     assert (tmp_path / "a.out").read_text() == "1 1"
+
+
+PID = "import os; open(made, 'w').write(str(os.getpid()))"
+
+
+def test_jobs_of_a_core_share_a_process_until_it_has_grown(tmp_path, monkeypatch):
+    jobs = [job(tmp_path, name, PID) for name in "abc"]
+    Workers(tmp_path, 1).run(jobs, progress=False)
+    assert len({job.made.read_text() for job in jobs}) == 1
+    monkeypatch.setattr("study.workers.MEMORY", 0)
+    jobs = [job(tmp_path, name, PID) for name in "def"]
+    Workers(tmp_path, 1).run(jobs, progress=False)
+    assert len({job.made.read_text() for job in jobs}) == 3
+
+
+def test_a_program_finds_nothing_of_the_one_before_it(tmp_path):
+    """Flags by the same names (its own, and a config's fields), handlers, arguments, path, streams: all its own."""
+    config = tmp_path / "config.py"
+    config.write_text(
+        "from ml_collections import ConfigDict\ndef get_config(): return ConfigDict({'rows': 1, 'steps': 2})\n"
+    )
+    program = """
+import signal, sys
+from absl import app, flags
+from ml_collections import config_flags
+CONFIG = config_flags.DEFINE_config_file("config", None, "", lock_config=True)
+WORDS = flags.DEFINE_list("words", ["none"], "")
+def main(arguments):
+    handler = signal.signal(signal.SIGTERM, lambda *_: None)
+    print(f"{CONFIG.value.rows} {CONFIG.value.steps} {WORDS.value} {arguments[1:]} {handler == signal.SIG_DFL}"
+          f" {sys.path[0]}", file=open(made, "w"))
+    print("to its own log")
+    sys.path.append("left")
+    assert sys.path.count("left") == 1
+app.run(main)
+"""
+    flags = {"a": ["--config.rows=7", "--words=x,y", "rest"], "b": ["--config.steps=9"]}
+    jobs = []
+    for name, own in flags.items():
+        plain = job(tmp_path, name, program)
+        command = (plain.command[0], f"--config={config}", *own)
+        jobs.append(dataclasses.replace(plain, command=command))
+    Workers(tmp_path, 1).run(jobs, progress=False)
+    found = {each.name: each.made.read_text().strip() for each in jobs}
+    assert found == {"a": f"7 2 ['x', 'y'] ['rest'] True {tmp_path}", "b": f"1 9 ['none'] [] True {tmp_path}"}
+    assert [(tmp_path / f"logs/{name}.log").read_text() for name in "ab"] == ["to its own log\n"] * 2
+
+
+def test_a_process_that_dies_fails_its_job_alone_and_the_study_goes_on_after_it(tmp_path):
+    first = job(tmp_path, "a", WRITE, seconds=9)
+    dies = job(tmp_path, "b", "import os\nif not os.path.exists(made): open(made, 'w'); os.kill(os.getpid(), 9)")
+    with pytest.raises(JobFailed, match="b ended with status -9"):
+        Workers(tmp_path, 1).run([first, dies], progress=False)
+    Workers(tmp_path, 1).run([first, dies], progress=False)
+    assert order(tmp_path) == ["a", "b", "b"]
+
+
+STUDY = """
+import sys
+sys.path[:0] = [{tools!r}, {root!r}]
+from pathlib import Path
+from study.jobs import Job
+from study.workers import Workers
+names = ("a", "b")
+Workers(Path({here!r}), 1).run([Job(n, "train", ({here!r} + f"/{{n}}.py",), (), Path({here!r}, n + ".out"), 1.0, "1")
+                                for n in names], progress=False)
+"""
+
+
+@pytest.mark.parametrize("number, saved", [(signal.SIGTERM, True), (signal.SIGKILL, False)])
+def test_a_study_that_is_ended_ends_its_processes_and_begins_nothing_more(tmp_path, number, saved):
+    """SIGTERM reaches the program, which saves; of a study that is killed nothing goes on that would hold a lock."""
+    code = ("import os, signal, sys, time\n"
+            "def save(*_):\n    open(made, 'w').write('saved'); sys.exit(143)\n"
+            "signal.signal(signal.SIGTERM, save)\n"
+            "open(made + '.pid', 'w').write(str(os.getpid()))\ntime.sleep(60)")  # fmt: skip
+    for name in ("a", "b"):
+        job(tmp_path, name, code)
+    own = STUDY.format(tools=str(ROOT / "tools"), root=str(ROOT), here=str(tmp_path))
+    study = subprocess.Popen([sys.executable, "-c", own], stderr=subprocess.DEVNULL)
+    pid = tmp_path / "a.out.pid"
+    while not pid.exists() or not pid.read_text():
+        assert study.poll() is None
+        time.sleep(0.05)
+    study.send_signal(number)
+    study.wait(30)
+    deadline = time.monotonic() + 10
+    while _alive(int(pid.read_text())) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not _alive(int(pid.read_text()))
+    assert (tmp_path / "a.out").exists() == saved and order(tmp_path) == ["a"]
+
+
+def _alive(pid: int) -> bool:
+    """Whether a process runs; one that ended and that nobody has waited for does not."""
+    import psutil
+
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def test_the_forecast_is_bound_by_the_longest_chain_and_learns(tmp_path):

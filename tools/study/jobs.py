@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,8 +15,9 @@ STAGES = ("convert", "train", "evaluate", "audit")
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One command. after: names of jobs that come first; made: folders or files of its own; seconds: expected, of one
-    core; key: of all that the result depends on; steps: (metrics file, how many) of a training run."""
+    """One command, a program and its arguments. after: names of jobs that come first; made: folders or files of its
+    own; seconds: expected, of one core; key: of all that the result depends on; steps: (metrics file, how many) of a
+    training run."""
 
     name: str
     stage: str
@@ -111,7 +111,7 @@ class _Study:
         text = [program, *(a.replace(str(self.workdir), "WORKDIR") for a in arguments)]
         known = [self.rules, content, text, [self.keys[each] for each in after]]
         self.keys[name] = hashlib.sha256(json.dumps(known).encode()).hexdigest()
-        full = (sys.executable, str(TOOLS / program), *arguments)
+        full = (str(TOOLS / program), *arguments)
         return Job(name, stage, full, tuple(after), made, seconds + self.config.seconds.start, self.keys[name], steps)
 
 

@@ -1,4 +1,4 @@
-"""Does jobs on all cores, once, with a forecast that learns: one process of one thread a core.
+"""Does jobs on all cores, once, with a forecast that learns: one process of one thread a core, warm from job to job.
 
 A job that is done leaves WORKDIR/jobs/NAME.json with its key; one with another key is done again from nothing, one
 that was killed goes on where its program left off.
@@ -8,9 +8,9 @@ import dataclasses
 import json
 import os
 import re
+import select
 import shutil
 import signal
-import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,10 +19,12 @@ from lvr_jax.files.json_io import JsonError, read_object
 from lvr_jax.files.shipped import ROOT
 from lvr_jax.progress import tqdm
 from study.jobs import Job
+from study.worker import Worker
 
 SHOWN = 15          # lines of a failed job's log
 BELIEVED = 120.0    # seconds of work after which this machine's own pace counts as much as the expected one
-
+MEMORY = 3 * 2**30  # bytes; a process that has taken more is not given another job
+PAUSE = 0.2         # seconds between two looks at what is going on
 
 # glibc's allocator: a step's buffers stay with the process. Given back and taken anew, each step faults them in page by
 # page, a quarter of the time of a step of the tiny network (2026-11).
@@ -43,8 +45,7 @@ class Stopped(Exception):
 @dataclasses.dataclass
 class _Running:
     job: Job
-    process: subprocess.Popen
-    core: int
+    worker: Worker
     began: float
 
 
@@ -54,6 +55,7 @@ class Workers:
     def __init__(self, workdir: Path, count: int):
         self.workdir, self.cores = workdir, _cores(count)
         self.running: list[_Running] = []
+        self.idle: list[Worker] = []
 
     def run(self, jobs: Sequence[Job], progress: bool = True) -> None:
         """Raises JobFailed for the first job that fails, Stopped after SIGTERM or Ctrl-C; nothing is left running."""
@@ -72,7 +74,7 @@ class Workers:
                 if self._asked:
                     raise Stopped(f"stopped by {signal.Signals(self._asked).name}; the same command goes on from here")
                 self._settle(done, forecast)
-                for core in [c for c in self.cores if c not in {r.core for r in self.running}]:
+                for core in [c for c in self.cores if c not in {r.worker.core for r in self.running}]:
                     ready = [job for job in waiting if set(job.after) <= done]
                     if ready:
                         # Long jobs that others wait for come first, so that no core is idle at the end.
@@ -83,9 +85,11 @@ class Workers:
                 bar.n = 100 * share
                 bar.set_description_str(", ".join(r.job.name for r in self.running)[:60] or "done", refresh=False)
                 bar.set_postfix_str(f"about {max(left / 60, 1):.0f} min left", refresh=True)
-                time.sleep(0.2)
+                select.select([r.worker.process.stdout for r in self.running], [], [], PAUSE)
         finally:
-            self._end()
+            self._end([*self.idle, *(r.worker for r in self.running)])
+            self.running.clear()
+            self.idle.clear()
             bar.close()
             for number, handler in before.items():
                 signal.signal(number, handler)
@@ -127,24 +131,36 @@ class Workers:
                 else:
                     path.unlink(missing_ok=True)
         self._write(job, done=False)
-        with open(self.workdir / "logs" / f"{_slug(job.name)}.log", "ab") as log:
-            process = subprocess.Popen(
-                job.command, cwd=ROOT, env=self._environment(), stdout=log, stderr=log, stdin=subprocess.DEVNULL,
-                preexec_fn=lambda: os.sched_setaffinity(0, {core}) if hasattr(os, "sched_setaffinity") else None,
-                start_new_session=True,
-            )  # fmt: skip
-        self.running.append(_Running(job, process, core, time.monotonic()))
+        worker = self._worker(core, self._log(job))
+        worker.run(job.command, self._log(job))
+        self.running.append(_Running(job, worker, time.monotonic()))
+
+    def _log(self, job: Job) -> Path:
+        return self.workdir / "logs" / f"{_slug(job.name)}.log"
+
+    def _worker(self, core: int, log: Path) -> Worker:
+        """The core's process, or a new one."""
+        for worker in [w for w in self.idle if w.core == core]:
+            self.idle.remove(worker)
+            if worker.alive:
+                return worker
+            worker.wait()
+        return Worker(core, ROOT, self._environment(), log)
 
     def _settle(self, done: set[str], forecast: "Forecast") -> None:
-        for each in [r for r in self.running if r.process.poll() is not None]:
+        ended, _, _ = select.select([r.worker.process.stdout for r in self.running], [], [], 0)
+        for each in [r for r in self.running if r.worker.process.stdout in ended]:
+            end = each.worker.result()
             self.running.remove(each)
-            if each.process.returncode:
-                log = self.workdir / "logs" / f"{_slug(each.job.name)}.log"
+            self.idle.append(each.worker)
+            if end.memory > MEMORY:
+                self._end([self.idle.pop()])
+            if end.status:
+                log = self._log(each.job)
                 said = log.read_text(errors="replace").replace("\r", "\n").splitlines()[-SHOWN:]
-                raise JobFailed(f"{each.job.name} ended with status {each.process.returncode}; {log} ends:\n"
-                                + "\n".join(said))  # fmt: skip
+                raise JobFailed(f"{each.job.name} ended with status {end.status}; {log} ends:\n" + "\n".join(said))
             seconds = time.monotonic() - each.began
-            self._write(each.job, done=True, seconds=round(seconds, 1))
+            self._write(each.job, done=True, seconds=round(seconds, 1), processor_seconds=round(end.processor, 1))
             done.add(each.job.name)
             forecast.learn(each.job, seconds)
 
@@ -153,7 +169,7 @@ class Workers:
 
     def _environment(self) -> dict[str, str]:
         """One thread a process: two processes of one thread each do more than one of two. What one has compiled, the
-        next one loads."""
+        other one loads."""
         flags = os.environ.get("XLA_FLAGS", "")
         return {
             **os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"{flags} --xla_cpu_multi_thread_eigen=false".strip(),
@@ -162,12 +178,12 @@ class Workers:
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
         }  # fmt: skip
 
-    def _end(self) -> None:
-        for each in self.running:
-            each.process.terminate()
-        for each in self.running:
-            each.process.wait()
-        self.running.clear()
+    @staticmethod
+    def _end(workers: Sequence[Worker]) -> None:
+        for worker in workers:
+            worker.stop()
+        for worker in workers:
+            worker.wait()
 
 
 class Forecast:
