@@ -107,7 +107,7 @@ def _serve(side: str) -> None:
             for _ in range(STEPS):
                 waited = time.process_time()
                 batch = next(batches)
-                arrays = to_device(batch.arrays, experiment.rows, c.rows)
+                arrays = to_device(batch.arrays, experiment.rows)
                 found["input"] += time.process_time() - waited
                 state, metrics = step(state, arrays)
                 found["losses"].append(float(metrics["loss_total"]))
