@@ -72,15 +72,19 @@ class DigitScene:
 def paint(scene: DigitScene, noise: int, background: tuple[int, int], rng: np.random.Generator) -> None:
     """Fills in `scene.image`: grey noise, then each digit blended in by its alpha."""
     height, width = scene.image.shape[:2]
-    grey = np.frombuffer(rng.bytes(height * width), np.uint8).reshape(height, width)
+    noisy = np.frombuffer(rng.bytes(height * width), np.uint8).reshape(height, width)
     levels = (np.arange(256, dtype=np.uint16) * noise >> 8) + rng.integers(*background)
-    scene.image[:] = levels.astype(np.uint8)[grey][:, :, None]
+    grey = levels.astype(np.uint8)[noisy]
+    for channel in range(3):
+        scene.image[:, :, channel] = grey
+    # Lines of 3 S values, as NumPy loops over the last axis: of three colours it would take longer than their sums.
+    lines = scene.image.reshape(height, 3 * width)
     alphas = load_glyphs(int(scene.canvas[0, 2] - scene.canvas[0, 0])).alpha
-    alpha = alphas[list(scene.samples), :, :, None].astype(np.uint16)                                # [N, S, S, 1]
-    inked = PALETTE[list(scene.colours)][:, None, None] * alpha + 127
+    alpha = np.repeat(alphas[list(scene.samples)], 3, axis=2).astype(np.uint16)                      # [N, S, 3 S]
+    inked = np.tile(PALETTE[list(scene.colours)], alphas.shape[2])[:, None] * alpha + 127
     clear = 255 - alpha
     for (x0, y0, x1, y1), ink, rest in zip(scene.canvas.tolist(), inked, clear):
-        under = scene.image[y0:y1, x0:x1]
+        under = lines[y0:y1, 3 * x0 : 3 * x1]
         under[:] = (under * rest + ink) // 255          # fits 16 bits
 
 
