@@ -7,7 +7,6 @@ published checkpoints on Visual-CoT, `tiny` a network of a million parameters on
 from ml_collections import ConfigDict
 
 from lvr_jax.data.images import LVR_PIXELS
-from lvr_jax.training.partitioning import RULES
 
 SIZES = ("3b", "7b", "32b", "72b", "tiny")
 
@@ -40,7 +39,7 @@ def get_config(size: str = "3b", name: str = "common") -> ConfigDict:
         "dtype": "auto", "attention": "auto", "remat": "attention" if size in ("3b", "7b") else "block",
     })  # fmt: skip
     c.mesh = ConfigDict({"data": 1, "fsdp": -1, "tensor": 1})
-    c.sharding = RULES
+    c.sharding = ()                 # rules (regex of a path, mesh axes); (): those of the network's family
     c.objective = ConfigDict({
         "distance": "mse", "normalisation": "per_token", "stage_weights": (1.0,), "diversity": 0.0, "noise": 0.0,
         "target": "own", "route": "both", "attention": "full", "feedback": "teacher",

@@ -54,7 +54,7 @@ def main(arguments: list[str]) -> int:
     from lvr_jax.data.sample import DataError
     from lvr_jax.latents.spec import SpecError
     from lvr_jax.models.attention import AttentionError
-    from lvr_jax.models.qwen2_5_vl.config import ConfigError
+    from lvr_jax.models.interface import ConfigError
     from lvr_jax.training.config_fields import ConfigFieldError
     from lvr_jax.training.partitioning import MeshError
 

@@ -26,7 +26,7 @@ from absl import logging
 
 from lvr_jax.checkpoints import CheckpointError, open_hf, open_ours, to_flax, to_hf
 from lvr_jax.data.tokenizers import TokenizerError, check_config, load_tokenizer
-from lvr_jax.models.qwen2_5_vl.config import Config, ConfigError
+from lvr_jax.models.interface import Config, ConfigError
 from lvr_jax.progress import tqdm
 
 DTYPES = {"keep": None, "bfloat16": "bfloat16", "float16": "float16", "float32": "float32"}

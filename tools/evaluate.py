@@ -41,14 +41,14 @@ from lvr_jax.evaluation.scoring import reported, summarise
 from lvr_jax.evaluation.subject import KNOWN, Subject, open_subject
 from lvr_jax.files.lock import locked
 from lvr_jax.latents.spec import SpecError
-from lvr_jax.models.qwen2_5_vl.config import ConfigError
-from lvr_jax.models.qwen2_5_vl.layers import Compute
-from lvr_jax.models.qwen2_5_vl.model import abstract_model
+from lvr_jax.models.families import abstract_model, rules
+from lvr_jax.models.interface import ConfigError
+from lvr_jax.models.layers import Compute
 from lvr_jax.multihost.cell import Cell
 from lvr_jax.multihost.hosts import ALONE, Hosts, HostsError, MissingHost, Stopped, code_version
 from lvr_jax.training.compilation import use_compilation_cache
 from lvr_jax.training.distributed import DistributedError, initialize
-from lvr_jax.training.partitioning import RULES, MeshError, make_cell, shardings
+from lvr_jax.training.partitioning import MeshError, make_cell, shardings
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 BAD_INPUT = (CheckpointError, ConfigError, SpecError, DataError, MeshError, HostsError, DistributedError)
@@ -153,7 +153,7 @@ def _evaluate(options: argparse.Namespace, output: str, hosts: Hosts) -> tuple[S
     dtype = DTYPES[options.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")]
     config = read_config(options.checkpoint)
     # Weights are held as they are used: half the memory and half the reading where the computation is in bfloat16.
-    where = None if cell.mesh is None else shardings(abstract_model(config)[1], RULES, cell.mesh)
+    where = None if cell.mesh is None else shardings(abstract_model(config)[1], rules(config), cell.mesh)
     subject = open_subject(options.checkpoint, system=options.system, shardings=where, dtype=dtype)
     say = lambda line: print(line, file=sys.stderr) if hosts.first else None  # noqa: E731
     for note in subject.notes:

@@ -35,7 +35,7 @@ from lvr_jax.data.sample import ROLE_ANSWER, ROLE_IMAGE, ROLE_LATENT, ROLE_TEXT,
 from lvr_jax.data.templates import TEMPLATES
 from lvr_jax.files.lock import locked
 from lvr_jax.files.whole_file import write_whole
-from lvr_jax.models.qwen2_5_vl.config import ConfigError
+from lvr_jax.models.interface import ConfigError
 from lvr_jax.training.config_fields import ConfigFieldError
 from lvr_jax.training.experiment import data_of
 from lvr_jax.training.input import sources_of

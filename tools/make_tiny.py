@@ -22,7 +22,6 @@ from types import ModuleType
 import jax
 import jax.numpy as jnp
 from absl import logging
-from flax import nnx
 from ml_collections import ConfigDict
 
 # Configs import each other as `configs.NAME`.
@@ -36,15 +35,14 @@ from lvr_jax.evaluation.protocol import protocol
 from lvr_jax.evaluation.runner import load_benchmark, run
 from lvr_jax.evaluation.scoring import Score, summarise
 from lvr_jax.evaluation.subject import open_subject
-from lvr_jax.models.qwen2_5_vl.config import SIZES, Config
-from lvr_jax.models.qwen2_5_vl.model import Qwen2_5_VL
-from lvr_jax.models.qwen2_5_vl.params import shapes
+from lvr_jax.models.families import random_params, shapes, sizes
+from lvr_jax.models.interface import Config
 from lvr_jax.training.loop import TrainingFailed, train
 from tiny import cards, offsets
 from tiny.tokenizer import make_tokenizer
 from tiny.warm_up import same_words, warm_up
 
-CONFIG = SIZES["tiny"]
+CONFIG = sizes()["tiny"]
 # Matrices start five times wider than published checkpoints do: 0.1, about the inverse root of the widths here.
 WIDER = 5.0
 # Qwen's layout, for programs that ask a checkpoint for its chat template; ours write the same text without one.
@@ -148,7 +146,7 @@ def _train(config: ConfigDict, workdir: Path) -> dict:
 
 
 def initial(seed: int) -> dict:
-    params = nnx.to_pure_dict(nnx.state(Qwen2_5_VL(nnx.Rngs(seed), CONFIG)))
+    params = random_params(CONFIG, seed)
     drawn = lambda x: bool((x != 0).any() and (x != 1).any())  # noqa: E731
     return jax.tree.map(lambda x: WIDER * x if drawn(x) else x, params)
 

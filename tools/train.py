@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> int:
     from lvr_jax.files.lock import locked
     from lvr_jax.latents.spec import SpecError
     from lvr_jax.models.attention import AttentionError
-    from lvr_jax.models.qwen2_5_vl.config import ConfigError
+    from lvr_jax.models.interface import ConfigError
     from lvr_jax.multihost.hosts import ALONE, Hosts, HostsError, MissingHost
     from lvr_jax.training.agreement import agree
     from lvr_jax.training.config_fields import ConfigFieldError

@@ -25,7 +25,7 @@ from lvr_jax.evaluation.subject import TEXT_ONLY, Subject, open_subject
 from lvr_jax.latents import sweep as engine
 from lvr_jax.latents.conditions import ConditionError, name_number
 from lvr_jax.latents.sweep import KEEP, Sweeper
-from lvr_jax.models.qwen2_5_vl.layers import Compute
+from lvr_jax.models.layers import Compute
 from lvr_jax.prism.measure import capture
 from lvr_jax.prism.measure.items import Items, template_for
 

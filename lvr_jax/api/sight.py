@@ -16,7 +16,7 @@ from lvr_jax.latents import regions
 from lvr_jax.latents.reading import TAPS
 from lvr_jax.latents.routing import blocked
 from lvr_jax.latents.sweep import prefill
-from lvr_jax.models.qwen2_5_vl.layers import Compute
+from lvr_jax.models.layers import Compute
 from lvr_jax.prism.measure.items import Items
 from lvr_jax.prism.measure.lens import likeliest
 

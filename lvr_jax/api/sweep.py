@@ -13,7 +13,7 @@ from lvr_jax.evaluation.content import ContentReader
 from lvr_jax.latents.conditions import ConditionError, Named
 from lvr_jax.latents.positions import before
 from lvr_jax.latents.sweep_files import SweepResults
-from lvr_jax.models.qwen2_5_vl.layers import Compute
+from lvr_jax.models.layers import Compute
 from lvr_jax.prism.measure.items import Items
 
 

@@ -25,7 +25,7 @@ from lvr_jax.checkpoints.errors import CheckpointError, some
 from lvr_jax.checkpoints.folder import read_json
 from lvr_jax.checkpoints.hugging_face import EMBED, HuggingFace
 from lvr_jax.checkpoints.safetensors_io import Tensor, parse_header, read_header
-from lvr_jax.models.qwen2_5_vl.params import canonical
+from lvr_jax.models.weight_table import canonical
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _FACTOR = re.compile(r"\.lora_(embedding_)?([AB])(\.weight)?$")

@@ -36,7 +36,8 @@ from lvr_jax.checkpoints.safetensors_io import (
     split_into_shards,
     write_file,
 )
-from lvr_jax.models.qwen2_5_vl.params import Slot, canonical, leaves, slots
+from lvr_jax.models.families import leaves, slots
+from lvr_jax.models.weight_table import Slot, canonical
 
 SHARD_BYTES = 5 * 10**9             # what transformers splits at
 

@@ -16,8 +16,9 @@ from lvr_jax.checkpoints.errors import CheckpointError, some
 from lvr_jax.checkpoints.folder import INDEX, TEMPLATES, is_remote, list_files, read_json
 from lvr_jax.checkpoints.safetensors_io import Tensor, parse_header, read_header
 from lvr_jax.files.names import packaged
-from lvr_jax.models.qwen2_5_vl.config import Config
-from lvr_jax.models.qwen2_5_vl.params import canonical, leaves, slots
+from lvr_jax.models.families import leaves, read_config, slots
+from lvr_jax.models.interface import Config
+from lvr_jax.models.weight_table import canonical
 
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 # Weights in other formats do not travel.
@@ -53,7 +54,7 @@ def open_hf(folder: str | os.PathLike) -> HuggingFace:
         raise CheckpointError(f"{folder}: is a LoRA adapter of {base!r}, not a checkpoint; merge it while converting "
                               "its base: convert.py to-flax BASE OUT --adapter THIS_FOLDER")
     fields = read_json(folder / "config.json")
-    config = Config.from_hf(fields, str(folder / "config.json"))
+    config = read_config(fields, str(folder / "config.json"))
     headers = {name: read_header(folder / name) for name in _shards(folder)}
     found = [
         tensor

@@ -30,8 +30,9 @@ from lvr_jax.checkpoints.folder import (
 from lvr_jax.checkpoints.hugging_face import HuggingFace, fitted, open_hf, refuse_differences, travelling_files
 from lvr_jax.checkpoints.orbax_io import flat, nested, read_arrays, write_arrays
 from lvr_jax.checkpoints.ours import described
-from lvr_jax.models.qwen2_5_vl.config import Config
-from lvr_jax.models.qwen2_5_vl.params import leaves, shapes
+from lvr_jax.models import families
+from lvr_jax.models.families import leaves, shapes
+from lvr_jax.models.interface import Config
 
 
 def read_config(folder: str | os.PathLike) -> Config:
@@ -160,7 +161,7 @@ def save_params(
     described_by = {**described_by, **(fields or {})}
     source = "config" if files is None else os.path.join(os.fspath(files), "config.json")
     held = {path: x.shape for path, x in flat(params).items()}
-    refuse_other(source, fitted(Config.from_hf(described_by, source), held, "text/embed", "text/head"), config)
+    refuse_other(source, fitted(families.read_config(described_by, source), held, "text/embed", "text/head"), config)
     # The first process decides whether the folder may be written; the others would wait for it inside Orbax.
     first, refusal = jax.process_index() == 0, None
     if first:

@@ -14,8 +14,9 @@ from lvr_jax.checkpoints.folder import FILES, HEADERS, PARAMS, is_ours, read_jso
 from lvr_jax.checkpoints.hugging_face import EMBED, HEAD, fitted, refuse_differences
 from lvr_jax.checkpoints.orbax_io import open_arrays, stored
 from lvr_jax.checkpoints.safetensors_io import parse_header
-from lvr_jax.models.qwen2_5_vl.config import Config
-from lvr_jax.models.qwen2_5_vl.params import Slot, canonical, shapes, slots
+from lvr_jax.models.families import read_config, shapes, slots
+from lvr_jax.models.interface import Config
+from lvr_jax.models.weight_table import Slot, canonical
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +52,7 @@ def described(folder: str | os.PathLike) -> tuple[epath.Path, Config, dict]:
     fields = read_json(folder / FILES / "config.json")
     held = stored(folder / PARAMS)
     found = {path: leaf.shape for path, leaf in held.items()}
-    config = fitted(Config.from_hf(fields, str(folder / FILES / "config.json")), found, "text/embed", "text/head")
+    config = fitted(read_config(fields, str(folder / FILES / "config.json")), found, "text/embed", "text/head")
     refuse_differences(folder / PARAMS, found, shapes(config))
     return folder, config, held
 

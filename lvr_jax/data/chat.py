@@ -27,7 +27,7 @@ from lvr_jax.data.sample import (
 )
 from lvr_jax.data.templates import NO_LATENTS, LatentSlots, SequenceTemplate, latent_slots
 from lvr_jax.data.tokenizers import IM_END, IM_START, IMAGE_PAD, VIDEO_PAD, VISION_END, VISION_START, ChatTokenizer
-from lvr_jax.models.qwen2_5_vl.layout import mrope_positions
+from lvr_jax.models.layout import mrope_positions
 
 DEFAULT_SYSTEM = "You are a helpful assistant."
 RESERVED = (IM_START, IM_END, VISION_START, VISION_END, IMAGE_PAD, VIDEO_PAD)      # the layout's own, not for texts

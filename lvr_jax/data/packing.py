@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from lvr_jax.data.sample import DataError, Example
-from lvr_jax.models.qwen2_5_vl.layout import vision_layout, window_count
+from lvr_jax.models.layout import vision_layout, window_count
 
 Batch = dict[str, np.ndarray]
 

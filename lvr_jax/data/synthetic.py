@@ -10,7 +10,7 @@ from lvr_jax.data.images import MERGE, PATCH_COLUMNS
 from lvr_jax.data.packing import Budget, Geometry, collate
 from lvr_jax.data.pipeline import HostBatch
 from lvr_jax.data.sample import ROLE_ANSWER, ROLE_IMAGE, ROLE_LATENT, ROLE_TEXT, DataError, Example
-from lvr_jax.models.qwen2_5_vl.layout import mrope_positions, window_count
+from lvr_jax.models.layout import mrope_positions, window_count
 
 TEXT, LATENTS = 16, 8       # tokens of question and of answer, latent slots
 

@@ -18,7 +18,7 @@ from lvr_jax.data.packing import Budget, Geometry
 from lvr_jax.data.sample import ImageSource, Sample
 from lvr_jax.data.tokenizers import ChatTokenizer
 from lvr_jax.files.image_io import open_image
-from lvr_jax.models.qwen2_5_vl.layout import window_count
+from lvr_jax.models.layout import window_count
 
 _BLANK = np.zeros((images.FACTOR, images.FACTOR, 3), np.uint8)          # an image of one merged token
 _FINEST = 256                                                           # places that a rung may end at

@@ -28,7 +28,7 @@ from lvr_jax.latents.decoding import Decoding
 from lvr_jax.latents.routing import blocked
 from lvr_jax.latents.spec import Plan
 from lvr_jax.models.compiler_options import Jit
-from lvr_jax.models.qwen2_5_vl.layers import Compute
+from lvr_jax.models.layers import Compute
 
 # How a system marks its answer (LatentSpec.answer): what stands before and after the letter, and a pattern that finds
 # the answer in a reply. Published rules know the tag, so that any other mark is rewritten into it before they read.

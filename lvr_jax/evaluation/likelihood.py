@@ -25,14 +25,14 @@ from lvr_jax.evaluation.subject import Subject
 from lvr_jax.latents import rollout
 from lvr_jax.latents.routing import blocked
 from lvr_jax.models.compiler_options import Jit
-from lvr_jax.models.qwen2_5_vl.layers import Compute
-from lvr_jax.models.qwen2_5_vl.model import Qwen2_5_VL
-from lvr_jax.models.qwen2_5_vl.text import Tokens
+from lvr_jax.models.interface import Network
+from lvr_jax.models.layers import Compute
+from lvr_jax.models.records import Tokens
 
 
 def score(graph, params, batch: Mapping, options: jax.Array, *, compute: Compute, attention: str) -> jax.Array:
     """The jitted program: options [B, O, T] ids, -1 beyond an option's end -> log-probabilities [B, O, T], 0 there."""
-    model: Qwen2_5_VL = nnx.merge(graph, params)
+    model: Network = nnx.merge(graph, params)
     prefix, _ = rollout.prefill(
         graph, params, batch, jnp.zeros(options.shape[0], jnp.int32), compute=compute, blocked=blocked(attention)
     )
@@ -47,7 +47,7 @@ def score(graph, params, batch: Mapping, options: jax.Array, *, compute: Compute
         )  # fmt: skip
         hidden, _, _ = model.decode(model.embed(jnp.maximum(ids, 0)), tokens, past=(prefix.cache,), compute=compute)
         predictors = jnp.concatenate([prefix.hidden[:, None], hidden[:, :-1]], axis=1)   # [B, T, D]
-        log_probs = jax.nn.log_softmax(model.text.logits(predictors))                    # [B, T, V]
+        log_probs = jax.nn.log_softmax(model.logits(predictors))                    # [B, T, V]
         return jnp.where(real, jnp.take_along_axis(log_probs, jnp.maximum(ids, 0)[..., None], -1)[..., 0], 0)
 
     # One option after the other: logits of all options at once would be the largest array by far.

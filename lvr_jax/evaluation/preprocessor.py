@@ -7,21 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from lvr_jax.checkpoints.folder import read_json
-from lvr_jax.data.images import MERGE, PATCH, QWEN_PIXELS
+from lvr_jax.data.images import QWEN_PIXELS
 from lvr_jax.evaluation.rows import BenchmarkError
 from lvr_jax.files.json_io import kind
-from lvr_jax.models.qwen2_5_vl.vision import IMAGE_MEAN, IMAGE_STD
 
 PLAIN, NESTED = "preprocessor_config.json", "processor_config.json"
-# What the network and the patches take for granted, by field.
-_FIXED = {
-    "patch_size": PATCH,
-    "merge_size": MERGE,
-    "temporal_patch_size": 2,
-    "image_mean": IMAGE_MEAN,
-    "image_std": IMAGE_STD,
-    "rescale_factor": 1 / 255,
-}
 _LIMIT = 2**31
 
 
@@ -41,9 +31,12 @@ def preprocessor_fields(folder) -> tuple[dict[str, Any], str]:
     return {}, os.fspath(folder / PLAIN)
 
 
-def pixel_limits(fields: Mapping[str, Any], where: str) -> tuple[int, int, tuple[str, ...]]:
+def pixel_limits(
+    fields: Mapping[str, Any], where: str, required: Mapping[str, Any]
+) -> tuple[int, int, tuple[str, ...]]:
     """Area limits of an image processor, by either naming, and a note where it has none.
 
+    required: fields that the network takes for granted, and their values (models.interface.Family.preprocessor).
     Raises BenchmarkError where they are no limits, and where the processor cuts or normalises pictures otherwise.
     """
     size = fields.get("size") or {}
@@ -58,7 +51,7 @@ def pixel_limits(fields: Mapping[str, Any], where: str) -> tuple[int, int, tuple
     if not whole or not 0 < limits[0] <= limits[1] <= _LIMIT:
         raise BenchmarkError(f"{where}: has pixel limits {limits[0]!r} to {limits[1]!r}, expected whole numbers,"
                              f" 0 < min <= max <= {_LIMIT}")
-    for name, fixed in _FIXED.items():
+    for name, fixed in required.items():
         value = fields.get(name, fixed)
         if not _equal(value, fixed):
             raise BenchmarkError(f"{where}: {name} is {value!r}, expected {fixed!r}, as for every Qwen2.5-VL")

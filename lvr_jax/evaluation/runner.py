@@ -39,7 +39,7 @@ from lvr_jax.evaluation.protocol import Protocol
 from lvr_jax.evaluation.results import Header, Result, Results, read_results
 from lvr_jax.evaluation.rows import BenchmarkError
 from lvr_jax.evaluation.subject import Subject
-from lvr_jax.models.qwen2_5_vl.layers import Compute
+from lvr_jax.models.layers import Compute
 from lvr_jax.multihost.cell import Cell
 from lvr_jax.multihost.hosts import Hosts, digest
 from lvr_jax.progress import tqdm

@@ -18,8 +18,8 @@ from lvr_jax.evaluation.preprocessor import pixel_limits, preprocessor_fields
 from lvr_jax.evaluation.protocol import Protocol
 from lvr_jax.latents.routing import ATTENTION, FIELD
 from lvr_jax.latents.spec import SYSTEMS, LatentSpec, LatentStage, Plan, SpecError, check_ids, plan
-from lvr_jax.models.qwen2_5_vl.config import Config
-from lvr_jax.models.qwen2_5_vl.model import abstract_model
+from lvr_jax.models.families import abstract_model, family_of
+from lvr_jax.models.interface import Config
 
 # Ordinary text, for a baseline that has no latent tokens: its one stage opens at an id that no token has.
 NOWHERE = ""
@@ -80,7 +80,7 @@ def open_subject(
     check_ids(spec, token_ids(tokenizer), fields, f"tokenizer {tokenizer.source}")
     render_prompt(tokenizer, [{"type": "image"}, {"type": "text", "text": "Which?"}])       # its chat template works
     generation = _optional(files / "generation_config.json")
-    low, high, notes = pixel_limits(*preprocessor_fields(files))
+    low, high, notes = pixel_limits(*preprocessor_fields(files), family_of(config).preprocessor)
     if generation.get("repetition_penalty") is not None:
         notes = (*notes, f"generation_config.json: repetition_penalty {generation['repetition_penalty']}"
                          " (the protocol's own is used)")

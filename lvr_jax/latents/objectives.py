@@ -16,11 +16,11 @@ from lvr_jax.latents.conditions import LATENT
 from lvr_jax.latents.routing import ATTENTION, blocked
 from lvr_jax.latents.unroll import Parts, unroll
 from lvr_jax.models.cross_entropy import weighted_cross_entropy
+from lvr_jax.models.interface import Network
+from lvr_jax.models.layers import Compute
 from lvr_jax.models.placement import over_rows
 from lvr_jax.models.precision import wide
-from lvr_jax.models.qwen2_5_vl.layers import Compute
-from lvr_jax.models.qwen2_5_vl.model import Images, Qwen2_5_VL
-from lvr_jax.models.qwen2_5_vl.text import Tokens
+from lvr_jax.models.records import Images, Tokens
 
 # Distance of a predicted latent from its target, per latent: [..., D], [..., D] -> [...].
 DISTANCES = {
@@ -196,7 +196,7 @@ def before(batch: dict, x: jax.Array) -> jax.Array:
 
 
 def forward(
-    model: Qwen2_5_VL,
+    model: Network,
     batch: dict,
     objective: Objective,
     weights: Weights,
@@ -233,7 +233,7 @@ def forward(
         hidden = unroll(model, x, tokens, parts, _uniform(own_keys, latent.shape) < share, compute)
     hidden = over_rows(hidden)
     predictor = hidden
-    if hasattr(model, "latent_head"):
+    if model.latent_head is not None:
         predictor = model.latent_head(hidden)
     predicted = before(batch, predictor).astype(wide(predictor.dtype))                             # state at p - 1
     target = TARGETS[objective.target](target_keys, clean, batch, merged)
@@ -279,7 +279,7 @@ def diversity(batch: dict, hidden: jax.Array, total: Totals) -> jax.Array:
 
 
 def loss(
-    model: Qwen2_5_VL,
+    model: Network,
     batch: dict,
     objective: Objective,
     weights: Weights,
@@ -297,7 +297,7 @@ def loss(
     hidden = out["hidden"]
     share = batch["loss_mask"] / jnp.maximum(total.tokens, 1)
     ce, (_, correct) = weighted_cross_entropy(
-        before(batch, hidden), model.text.unembedding, batch["tokens"], share, objective.chunk
+        before(batch, hidden), model.unembedding, batch["tokens"], share, objective.chunk
     )
     routed = out
     if ROUTES[objective.route] is not None:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lvr_jax.models.qwen2_5_vl.layout import vision_layout
+from lvr_jax.models.layout import vision_layout
 
 
 class RegionError(ValueError):

@@ -17,9 +17,9 @@ from lvr_jax.latents import conditions as cond
 from lvr_jax.latents.decoding import Decoding
 from lvr_jax.latents.machine import Machine
 from lvr_jax.latents.spec import Plan
-from lvr_jax.models.qwen2_5_vl.layers import Compute
-from lvr_jax.models.qwen2_5_vl.model import Images, Qwen2_5_VL
-from lvr_jax.models.qwen2_5_vl.text import Cache, Override, Tokens
+from lvr_jax.models.interface import Network
+from lvr_jax.models.layers import Compute
+from lvr_jax.models.records import Cache, Images, Override, Tokens
 
 
 @jax.tree_util.register_dataclass
@@ -61,7 +61,7 @@ def prefill(
     for a checkpoint trained behind a bottleneck (latents.routing).
     Taps: those of the decoder, `hidden` [B, T, D] (after the final norm) and `merged` [B, M, D].
     """
-    model: Qwen2_5_VL = nnx.merge(graph, params)
+    model: Network = nnx.merge(graph, params)
     merged, out = model.encode(Images(batch["patches"], batch["window_segment"], batch["rotary_ids"]), compute, taps)
     x = model.embed(batch["tokens"], batch["vision_slot"], merged)
     tokens = Tokens(batch["positions"], batch["segment"], batch["role"], blocked)
@@ -182,7 +182,7 @@ def sweep(
     position_shift: added to every decoded position (0 is right; minus the padding reproduces transformers 4.54 with
     left-padded batches); record: `states`, `attention`.
     """
-    model: Qwen2_5_VL = nnx.merge(graph, params)
+    model: Network = nnx.merge(graph, params)
     C, (B, D) = condition.keep.shape[0], prefix.hidden.shape
     if prefix.blocked is not None:
         condition = dataclasses.replace(condition, blocked=condition.blocked | prefix.blocked)
@@ -215,11 +215,11 @@ def sweep(
     def settle(s, row, inputs, hidden, taps, trace):
         """Reads the output, moves the machine on, and writes the step down."""
         latent, made, fed = inputs
-        if hasattr(model, "latent_head"):
+        if model.latent_head is not None:
             headed = latent if plan.spec.head_at == "outputs" else machine.feeds_back(row)
             hidden = jnp.where(headed[..., None], model.latent_head(hidden), hidden)
-        logits = model.text.logits(hidden)                                               # [C, B, V]
-        end = model.latent_end[...] if hasattr(model, "latent_end") else None
+        logits = model.logits(hidden)                                               # [C, B, V]
+        end = None if model.latent_end is None else model.latent_end[...]
         new = machine.advance(row, hidden, logits, forced[:, s], s, end, prefix.item, seed)
         now = {
             "token": new.token, "latent": latent, "stage": row.stage, "block": row.block,

@@ -34,8 +34,8 @@ from lvr_jax.latents.sources import SOURCES, Clean, Request, Source, SourceError
 from lvr_jax.latents.spec import Plan
 from lvr_jax.latents.sweep_files import SweepFiles, SweepResults, read
 from lvr_jax.models.compiler_options import Jit
-from lvr_jax.models.qwen2_5_vl.config import TextConfig
-from lvr_jax.models.qwen2_5_vl.layers import Compute
+from lvr_jax.models.interface import TextConfig
+from lvr_jax.models.layers import Compute
 from lvr_jax.multihost.cell import Cell
 from lvr_jax.progress import tqdm
 

@@ -10,9 +10,9 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from lvr_jax.models.qwen2_5_vl.layers import Compute
-from lvr_jax.models.qwen2_5_vl.model import Qwen2_5_VL
-from lvr_jax.models.qwen2_5_vl.text import Cache, Tokens
+from lvr_jax.models.interface import Network
+from lvr_jax.models.layers import Compute
+from lvr_jax.models.records import Cache, Tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +37,7 @@ def cut(tokens: Tokens, start: int | jax.Array, length: int) -> Tokens:
 
 
 def unroll(
-    model: Qwen2_5_VL, x: jax.Array, tokens: Tokens, parts: Parts, own: jax.Array, compute: Compute
+    model: Network, x: jax.Array, tokens: Tokens, parts: Parts, own: jax.Array, compute: Compute
 ) -> jax.Array:
     """States after the final norm [B, T, D] of rows whose latents are (partly) the model's own.
 
@@ -73,7 +73,7 @@ def _latents(model, x, tokens: Tokens, part: Part, own, previous, past, compute)
     def step(carry, z):
         previous, k, v = carry
         one = cut(tokens, part.start + z, 1)
-        fed_back = model.latent_head(previous) if hasattr(model, "latent_head") else previous
+        fed_back = previous if model.latent_head is None else model.latent_head(previous)
         take = lambda a: jax.lax.dynamic_index_in_dim(a, part.start + z, 1, keepdims=False)  # noqa: E731
         fed = jnp.where(take(own)[:, None], fed_back.astype(x.dtype), take(x))
         # Keys of this block's later positions are still blank: they belong to no segment.

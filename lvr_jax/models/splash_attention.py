@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 # What the backward pass needs of an attention besides q, k and v: its result and the logarithms of its sums. A policy
-# of remat may keep them by this name (qwen2_5_vl.layers.REMAT), and then attention is not computed again.
+# of remat may keep them by this name (layers.REMAT), and then attention is not computed again.
 RESIDUALS = "attention_residuals"
 
 

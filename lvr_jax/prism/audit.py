@@ -26,7 +26,7 @@ from lvr_jax.latents.reading import Held
 from lvr_jax.latents.spec import Plan
 from lvr_jax.latents.sweep import Sweeper
 from lvr_jax.latents.sweep_files import SweepError, SweepFiles, SweepResults
-from lvr_jax.models.qwen2_5_vl.layers import Compute
+from lvr_jax.models.layers import Compute
 from lvr_jax.multihost.cell import Cell
 from lvr_jax.multihost.hosts import digest
 from lvr_jax.prism import crossing, patching

@@ -30,9 +30,9 @@ from lvr_jax.latents.regions import RegionError
 from lvr_jax.latents.sources import SourceError
 from lvr_jax.latents.spec import SpecError
 from lvr_jax.latents.sweep_files import SweepError
-from lvr_jax.models.qwen2_5_vl.config import ConfigError
-from lvr_jax.models.qwen2_5_vl.layers import Compute
-from lvr_jax.models.qwen2_5_vl.model import abstract_model
+from lvr_jax.models.families import abstract_model, rules
+from lvr_jax.models.interface import ConfigError
+from lvr_jax.models.layers import Compute
 from lvr_jax.multihost.hosts import ALONE, Hosts, HostsError, code_version
 from lvr_jax.prism.audit import Audit, Settings
 from lvr_jax.prism.crossing import OTHERS
@@ -43,7 +43,7 @@ from lvr_jax.prism.probes import readout
 from lvr_jax.prism.probes.content import KINDS_OF_PROBE, ProbeError
 from lvr_jax.prism.probes.controls import CONTROL_KINDS
 from lvr_jax.prism.report import report
-from lvr_jax.training.partitioning import RULES, MeshError, make_cell, shardings
+from lvr_jax.training.partitioning import MeshError, make_cell, shardings
 
 DTYPES = {"": None, "float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -155,7 +155,8 @@ def prepare(
         raise BenchmarkError(f"{benchmark.name}: item {unlettered[0]} is an open question; an audit needs lettered "
                              "options")  # fmt: skip
     cell = dataclasses.replace(make_cell(config.mesh, hosts), idle=report_only)
-    cut = None if cell.mesh is None else shardings(abstract_model(read_config(folder))[1], RULES, cell.mesh)
+    network = read_config(folder)
+    cut = None if cell.mesh is None else shardings(abstract_model(network)[1], rules(network), cell.mesh)
     dtype = DTYPES[config.dtype] or (jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)
     subject = open_subject(folder, system=config.system or None, shardings=cut, dtype=dtype)
     items = Items(

@@ -29,9 +29,9 @@ from lvr_jax.data.tokenizers import ChatTokenizer
 from lvr_jax.latents.objectives import Objective
 from lvr_jax.latents.unroll import Part
 from lvr_jax.models.attention import IMPLEMENTATIONS
-from lvr_jax.models.qwen2_5_vl.config import SIZES, Config
-from lvr_jax.models.qwen2_5_vl.layers import REMAT, Compute
-from lvr_jax.models.qwen2_5_vl.model import Qwen2_5_VL, abstract_model
+from lvr_jax.models.families import abstract_model, random_params, rules, sizes
+from lvr_jax.models.interface import Config, Rules
+from lvr_jax.models.layers import REMAT, Compute
 from lvr_jax.training.config_fields import ConfigFieldError, check_numbers
 from lvr_jax.training.optimizer import AdamW
 from lvr_jax.training.partitioning import make_mesh, shardings
@@ -147,7 +147,7 @@ class Experiment:
             own=_schedule("own", c.own, c.steps), accumulate=c.accumulate,
             parts=() if alignment is None else tuple(Part(*bounds) for bounds in alignment.bounds), seed=c.seed,
         )  # fmt: skip
-        like = abstract_state(params, c.frozen, transformation, _plain(c.sharding), mesh, compute.dtype)
+        like = abstract_state(params, c.frozen, transformation, _rules(c, network), mesh, compute.dtype)
         return cls(c, data, None, network, graph, recipe, mesh, like, rows, alignment)
 
     def step(self) -> Callable:
@@ -155,11 +155,11 @@ class Experiment:
 
     def initial_state(self) -> State:
         """The state before step 0."""
-        where = shardings(abstract_model(self.network)[1], _plain(self.config.sharding), self.mesh)
+        where = shardings(abstract_model(self.network)[1], _rules(self.config, self.network), self.mesh)
         if self.config.init.checkpoint:
             params = checkpoints.load(self.config.init.checkpoint, where, config=self.network)[1]
         else:
-            draw = lambda: nnx.to_pure_dict(nnx.state(Qwen2_5_VL(nnx.Rngs(self.config.seed), self.network)))  # noqa: E731
+            draw = lambda: random_params(self.network, self.config.seed)  # noqa: E731
             params = jax.jit(draw, out_shardings=where)()
         return start(params, self.like, self.recipe.transformation, self.config.frozen)
 
@@ -181,9 +181,15 @@ def files_of(checkpoint: str) -> str:
     return os.fspath(resolve(checkpoint) / FILES) if checkpoint and is_ours(resolve(checkpoint)) else checkpoint
 
 
+def _rules(c: ConfigDict, network: Config) -> Rules:
+    """The sharding rules of the config, or those of the network's family where it has none."""
+    return _plain(c.sharding) or rules(network)
+
+
 def _network(c: ConfigDict) -> Config:
     if c.init.checkpoint:
         return checkpoints.read_config(c.init.checkpoint)
-    if c.model not in SIZES:
-        raise ConfigFieldError(f"model is {c.model!r}, expected one of {sorted(SIZES)}")
-    return SIZES[c.model]
+    known = sizes()
+    if c.model not in known:
+        raise ConfigFieldError(f"model is {c.model!r}, expected one of {sorted(known)}")
+    return known[c.model]

@@ -9,7 +9,8 @@ windows, full layers within images. Unembedding: all tokens, as is usual.
 import numpy as np
 
 from lvr_jax.data.packing import Batch
-from lvr_jax.models.qwen2_5_vl.config import Config
+from lvr_jax.models.families import family_of
+from lvr_jax.models.interface import Config
 
 # Dense bf16 peak per chip as jax.Device.device_kind calls it (vendors' data sheets, 2026-11).
 PEAK = {
@@ -27,25 +28,6 @@ PEAK = {
 }
 
 
-def decoder_flops(config: Config, tokens: int, pairs: int) -> float:
-    """Forward pass over `tokens` of which `pairs` (query, key) see each other."""
-    c = config.text
-    attention = c.hidden * c.head_width * (2 * c.heads + 2 * c.kv_heads)        # q, out, k, v
-    per_token = c.layers * (attention + 3 * c.hidden * c.intermediate) + c.hidden * c.vocab
-    return 2.0 * tokens * per_token + 4.0 * pairs * c.layers * c.heads * c.head_width
-
-
-def vision_flops(config: Config, patches: int, window_pairs: int, image_pairs: int) -> float:
-    """Forward pass over `patches`; pairs within windows and within images (frames)."""
-    c = config.vision
-    full = len([i for i in c.full_attention_layers if i < c.depth])
-    per_patch = c.depth * (4 * c.hidden**2 + 3 * c.hidden * c.intermediate) + c.channels * c.patch**2 * c.hidden
-    merged = c.hidden * c.merge**2
-    merger = patches / c.merge**2 * (merged**2 + merged * c.out_hidden)
-    pairs = (c.depth - full) * window_pairs + full * image_pairs
-    return 2.0 * (patches * per_patch + merger) + 4.0 * pairs * c.hidden
-
-
 def _sizes(segment: np.ndarray) -> np.ndarray:
     """Sizes of the segments in each row of [R, n] ids; 0 is padding."""
     ids = segment.reshape(len(segment), -1).astype(np.int64)
@@ -59,8 +41,9 @@ def batch_flops(config: Config, batch: Batch, *, train_vision: bool = False) -> 
     examples = _sizes(batch["segment"]).astype(np.float64)
     frames = _sizes(batch["window_segment"]).astype(np.float64)
     windows = (batch["window_segment"] > 0).sum(-1).astype(np.float64)
-    decoder = decoder_flops(config, examples.sum(), (examples * (examples + 1) / 2).sum())
-    vision = vision_flops(config, frames.sum(), (windows**2).sum(), (frames**2).sum())
+    family = family_of(config)
+    decoder = family.decoder_flops(config, examples.sum(), (examples * (examples + 1) / 2).sum())
+    vision = family.vision_flops(config, frames.sum(), (windows**2).sum(), (frames**2).sum())
     return 3 * decoder + (3 if train_vision else 1) * vision, int(examples.sum())
 
 

@@ -30,7 +30,7 @@ from lvr_jax.latents.objectives import Weights
 from lvr_jax.latents.rollout import Trace, no_bank, prefill, rollout
 from lvr_jax.latents.spec import Plan, plan, system
 from lvr_jax.models import compiler_options
-from lvr_jax.models.qwen2_5_vl.layers import Compute
+from lvr_jax.models.layers import Compute
 from lvr_jax.training.experiment import Experiment
 from lvr_jax.training.input import sources_of
 from lvr_jax.training.state import State, join

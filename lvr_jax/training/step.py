@@ -22,7 +22,7 @@ from lvr_jax.latents import objectives
 from lvr_jax.latents.objectives import Objective, Weights
 from lvr_jax.latents.unroll import Parts
 from lvr_jax.models import compiler_options
-from lvr_jax.models.qwen2_5_vl.layers import Compute
+from lvr_jax.models.layers import Compute
 from lvr_jax.training.partitioning import replicated
 from lvr_jax.training.schedules import Schedule
 from lvr_jax.training.state import State, join, shardings_of

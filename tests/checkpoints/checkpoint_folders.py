@@ -11,8 +11,8 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from lvr_jax import checkpoints
+from lvr_jax.models.families import leaves, slots
 from lvr_jax.models.qwen2_5_vl.config import Config, TextConfig, VisionConfig
-from lvr_jax.models.qwen2_5_vl.params import leaves, slots
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 DTYPES = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16, "float32": np.float32}

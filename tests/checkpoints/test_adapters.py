@@ -9,7 +9,7 @@ from safetensors.numpy import load_file, save_file
 
 from lvr_jax import checkpoints
 from lvr_jax.checkpoints import CheckpointError
-from lvr_jax.models.qwen2_5_vl.params import slots
+from lvr_jax.models.families import slots
 
 Q, UP, EMBED = "model.layers.1.self_attn.q_proj", "model.layers.0.mlp.up_proj", "model.embed_tokens"
 RANK = 3

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from lvr_jax import checkpoints
-from lvr_jax.models.qwen2_5_vl.params import canonical
+from lvr_jax.models.weight_table import canonical
 
 pytestmark = pytest.mark.parity
 

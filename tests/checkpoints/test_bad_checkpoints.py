@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 
 from lvr_jax import checkpoints
 from lvr_jax.checkpoints import CheckpointError, errors
-from lvr_jax.models.qwen2_5_vl.config import ConfigError
+from lvr_jax.models.interface import ConfigError
 
 
 def change(folder: Path, file: str, edit) -> None:

@@ -26,8 +26,8 @@ from safetensors.numpy import load_file
 
 from lvr_jax import checkpoints
 from lvr_jax.checkpoints import CheckpointError, orbax_io
+from lvr_jax.models.families import shapes, slots
 from lvr_jax.models.qwen2_5_vl.config import SIZES, Config
-from lvr_jax.models.qwen2_5_vl.params import shapes, slots
 
 
 def test_both_kinds_of_folder_load_the_same_parameters(tmp_path, hf):

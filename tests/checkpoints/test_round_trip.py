@@ -24,8 +24,7 @@ from safetensors.numpy import load_file
 
 from lvr_jax import checkpoints
 from lvr_jax.checkpoints import CheckpointError, conversion, orbax_io, safetensors_io
-from lvr_jax.models.qwen2_5_vl.model import abstract_model
-from lvr_jax.models.qwen2_5_vl.params import leaves, shapes, slots
+from lvr_jax.models.families import abstract_model, leaves, shapes, slots
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", mixed])

@@ -35,8 +35,7 @@ from lvr_jax.evaluation.rows import BenchmarkError
 from lvr_jax.evaluation.runner import load_benchmark, run
 from lvr_jax.evaluation.subject import open_subject
 from lvr_jax.files import whole_file
-from lvr_jax.models.qwen2_5_vl.model import Images
-from lvr_jax.models.qwen2_5_vl.text import Tokens
+from lvr_jax.models.records import Images, Tokens
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}

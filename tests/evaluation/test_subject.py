@@ -17,6 +17,7 @@ from lvr_jax.evaluation.preprocessor import pixel_limits, preprocessor_fields
 from lvr_jax.evaluation.rows import BenchmarkError
 from lvr_jax.evaluation.subject import default_system, open_subject, stop_ids
 from lvr_jax.latents.spec import SYSTEMS, SpecError
+from lvr_jax.models.families import FAMILIES
 from lvr_jax.models.qwen2_5_vl.vision import IMAGE_MEAN
 
 
@@ -26,6 +27,8 @@ def tiny():
     return types.SimpleNamespace(
         config=read_config(folder / "tiny_tied_trained_lvr"), tokenizer=load_tokenizer(folder / "tokenizer.json")
     )
+
+REQUIRED = FAMILIES["qwen2_5_vl"].preprocessor
 
 
 def tokenizer_with(*tokens: str) -> ChatTokenizer:
@@ -56,13 +59,13 @@ def test_systems_that_act_differently_must_be_told_apart_by_a_person(tiny):
 
 
 def test_pixel_limits_are_those_of_the_preprocessor_by_either_name():
-    assert pixel_limits({"min_pixels": 1, "max_pixels": 2}, "x")[:2] == (1, 2)
-    assert pixel_limits({"size": {"shortest_edge": 3, "longest_edge": 4}}, "x") == (3, 4, ())
-    assert pixel_limits({"min_pixels": None, "size": {"min_pixels": 3, "longest_edge": 4}}, "x") == (3, 4, ())
-    low, high, notes = pixel_limits({}, "x")
+    assert pixel_limits({"min_pixels": 1, "max_pixels": 2}, "x", REQUIRED)[:2] == (1, 2)
+    assert pixel_limits({"size": {"shortest_edge": 3, "longest_edge": 4}}, "x", REQUIRED) == (3, 4, ())
+    assert pixel_limits({"min_pixels": None, "size": {"min_pixels": 3, "longest_edge": 4}}, "x", REQUIRED) == (3, 4, ())
+    low, high, notes = pixel_limits({}, "x", REQUIRED)
     assert (low, high) == (3136, 12845056) and "no pixel limits" in notes[0]
     with pytest.raises(BenchmarkError, match="pixel limits 5 to 4"):
-        pixel_limits({"min_pixels": 5, "max_pixels": 4}, "x")
+        pixel_limits({"min_pixels": 5, "max_pixels": 4}, "x", REQUIRED)
 
 
 @pytest.mark.parametrize("fields, says", [
@@ -76,15 +79,15 @@ def test_pixel_limits_are_those_of_the_preprocessor_by_either_name():
 ])  # fmt: skip
 def test_a_preprocessor_that_does_something_else_is_refused_by_field(fields, says):
     with pytest.raises(BenchmarkError, match=f"^x: .*{says}"):
-        pixel_limits(fields, "x")
+        pixel_limits(fields, "x", REQUIRED)
 
 
 def test_the_preprocessor_is_found_where_either_release_of_transformers_keeps_it(tmp_path):
     inner = {"size": {"shortest_edge": 784, "longest_edge": 12544}, "image_mean": list(IMAGE_MEAN)}
     (tmp_path / "processor_config.json").write_text(json.dumps({"image_processor": inner}))
-    assert pixel_limits(*preprocessor_fields(tmp_path)) == (784, 12544, ())
+    assert pixel_limits(*preprocessor_fields(tmp_path), REQUIRED) == (784, 12544, ())
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({"min_pixels": 800, "max_pixels": 900}))
-    assert pixel_limits(*preprocessor_fields(tmp_path)) == (800, 900, ())
+    assert pixel_limits(*preprocessor_fields(tmp_path), REQUIRED) == (800, 900, ())
 
 
 @pytest.mark.parametrize("found", ["7", [], [1.5], True, -1, {"a": 1}])

@@ -37,7 +37,7 @@ from lvr_jax.evaluation.runner import load_benchmark
 from lvr_jax.evaluation.scoring import judge
 from lvr_jax.latents.spec import SpecError
 from lvr_jax.latents.sweep_files import SweepError, SweepFiles
-from lvr_jax.models.qwen2_5_vl.config import ConfigError
+from lvr_jax.models.interface import ConfigError
 from lvr_jax.prism.audit import cached
 from lvr_jax.training import workdir
 from lvr_jax.training.config_fields import ConfigFieldError

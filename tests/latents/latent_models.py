@@ -9,9 +9,9 @@ from lvr_jax.data.packing import Geometry, collate
 from lvr_jax.data.sample import Example
 from lvr_jax.latents import rollout
 from lvr_jax.latents.spec import SYSTEMS, plan
+from lvr_jax.models.families import abstract_model
+from lvr_jax.models.layout import mrope_positions
 from lvr_jax.models.qwen2_5_vl.config import Config, TextConfig, VisionConfig
-from lvr_jax.models.qwen2_5_vl.layout import mrope_positions
-from lvr_jax.models.qwen2_5_vl.model import abstract_model
 
 # Programs of tests are compiled quickly, not well.
 QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}

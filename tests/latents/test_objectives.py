@@ -13,10 +13,10 @@ from lvr_jax.data.packing import Budget, Geometry, collate
 from lvr_jax.data.sample import ROLE_ANSWER, ROLE_IMAGE, ROLE_LATENT, ROLE_TEXT, Example
 from lvr_jax.latents import objectives
 from lvr_jax.latents.objectives import Objective, Weights
+from lvr_jax.models.layers import Compute
+from lvr_jax.models.layout import mrope_positions
 from lvr_jax.models.precision import wide
 from lvr_jax.models.qwen2_5_vl.config import Config, TextConfig, VisionConfig
-from lvr_jax.models.qwen2_5_vl.layers import Compute
-from lvr_jax.models.qwen2_5_vl.layout import mrope_positions
 from lvr_jax.models.qwen2_5_vl.model import Qwen2_5_VL
 from lvr_jax.models.qwen2_5_vl.rope import mrope_table
 
@@ -86,8 +86,6 @@ class Perturbed:
         self.model, self.added = model, added
 
     def __getattr__(self, name):
-        if name == "latent_head":
-            raise AttributeError(name)
         return getattr(self.model, name)
 
     def decode(self, x, tokens, *, past=(), compute=Compute(), taps=(), keep_cache=False):  # noqa: B008

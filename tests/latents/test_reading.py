@@ -10,7 +10,7 @@ from lvr_jax.latents import conditions as cond
 from lvr_jax.latents.reading import Held
 from lvr_jax.latents.rollout import Prefix
 from lvr_jax.latents.sweep_files import read
-from lvr_jax.models.qwen2_5_vl.text import Cache
+from lvr_jax.models.records import Cache
 
 L, K, H, D = 2, 1, 3, 4
 

@@ -27,8 +27,7 @@ from lvr_jax.latents import conditions as cond
 from lvr_jax.latents import rollout
 from lvr_jax.latents.decoding import Decoding
 from lvr_jax.latents.rollout import Bank, no_bank
-from lvr_jax.models.qwen2_5_vl.model import Images
-from lvr_jax.models.qwen2_5_vl.text import Tokens
+from lvr_jax.models.records import Images, Tokens
 
 DECODING = Decoding(max_new_tokens=14, stop=(STOP,))
 S = 22

@@ -13,9 +13,8 @@ from lvr_jax.data.sample import DataError
 from lvr_jax.latents import objectives
 from lvr_jax.latents.objectives import Objective, Weights
 from lvr_jax.latents.unroll import Part, unroll
-from lvr_jax.models.qwen2_5_vl.layers import Compute
-from lvr_jax.models.qwen2_5_vl.model import Images
-from lvr_jax.models.qwen2_5_vl.text import Tokens
+from lvr_jax.models.layers import Compute
+from lvr_jax.models.records import Images, Tokens
 
 ALIGNMENT = Alignment(text=(14, 4, 7), latents=(4, 3))
 PARTS = tuple(Part(*bounds) for bounds in ALIGNMENT.bounds)

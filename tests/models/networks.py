@@ -12,11 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from lvr_jax.models.families import abstract_model, slots
+from lvr_jax.models.layout import TRANSFORMERS_5, VisionLayout, mrope_positions, vision_layout
 from lvr_jax.models.qwen2_5_vl.config import Config, TextConfig, VisionConfig
-from lvr_jax.models.qwen2_5_vl.layout import TRANSFORMERS_5, VisionLayout, mrope_positions, vision_layout
-from lvr_jax.models.qwen2_5_vl.model import Images, abstract_model
-from lvr_jax.models.qwen2_5_vl.params import slots
-from lvr_jax.models.qwen2_5_vl.text import Tokens
+from lvr_jax.models.records import Images, Tokens
 
 # Programs that run once compile in a third of the time this way: jax.jit(..., compiler_options=QUICK).
 QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}

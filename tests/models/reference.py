@@ -15,7 +15,7 @@ from transformers import Qwen2_5_VLConfig
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as modeling
 
 from lvr_jax.models.qwen2_5_vl.config import Config
-from lvr_jax.models.qwen2_5_vl.params import canonical
+from lvr_jax.models.weight_table import canonical
 
 torch.set_num_threads(1)
 

@@ -13,7 +13,7 @@ from networks import QUICK, distance
 from lvr_jax.models import attention as door
 from lvr_jax.models import splash_attention
 from lvr_jax.models.attention import AttentionError, Keys, Queries
-from lvr_jax.models.qwen2_5_vl.layers import REMAT
+from lvr_jax.models.layers import REMAT
 
 attention = functools.partial(jax.jit, static_argnames=("implementation", "weights"), compiler_options=QUICK)(
     door.attention

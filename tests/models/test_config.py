@@ -5,7 +5,8 @@ import copy
 import pytest
 from networks import hf_fields, tiny_config
 
-from lvr_jax.models.qwen2_5_vl.config import SIZES, Config, ConfigError
+from lvr_jax.models.interface import ConfigError
+from lvr_jax.models.qwen2_5_vl.config import SIZES, Config
 
 SOURCE = "some/folder/config.json"
 NEEDED_VISION = (

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lvr_jax.models.qwen2_5_vl.layout import (
+from lvr_jax.models.layout import (
     TRANSFORMERS_5,
     LayoutError,
     mrope_positions,

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 from networks import QUICK, distance, double, images_of, network, random_prompt, random_tensors, tiny_config, to_params
 
-from lvr_jax.models.qwen2_5_vl.layers import Compute
-from lvr_jax.models.qwen2_5_vl.model import Images
-from lvr_jax.models.qwen2_5_vl.text import Tokens
+from lvr_jax.models.layers import Compute
+from lvr_jax.models.records import Images, Tokens
 
 FP64 = Compute(dtype=jnp.float64)
 # fp64 sums of up to a hundred terms in another order, through a few layers.

@@ -29,11 +29,11 @@ from networks import (
 )
 from reference import Reference
 
+from lvr_jax.models.families import slots
+from lvr_jax.models.layers import Compute, rms_norm
 from lvr_jax.models.qwen2_5_vl.config import Config, TextConfig, VisionConfig
-from lvr_jax.models.qwen2_5_vl.layers import Compute, rms_norm
-from lvr_jax.models.qwen2_5_vl.params import slots
 from lvr_jax.models.qwen2_5_vl.rope import mrope_table, vision_table
-from lvr_jax.models.qwen2_5_vl.text import Cache, Tokens
+from lvr_jax.models.records import Cache, Tokens
 
 pytestmark = pytest.mark.parity
 

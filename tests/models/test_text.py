@@ -13,13 +13,12 @@ from flax import nnx
 from networks import QUICK, distance, double, network, random_tensors, tiny_config, to_params
 from safetensors.numpy import load_file
 
+from lvr_jax.models.layers import Compute, rms_norm
+from lvr_jax.models.layout import mrope_positions, vision_layout
 from lvr_jax.models.qwen2_5_vl.config import Config
-from lvr_jax.models.qwen2_5_vl.layers import Compute, rms_norm
-from lvr_jax.models.qwen2_5_vl.layout import mrope_positions, vision_layout
-from lvr_jax.models.qwen2_5_vl.model import Images
-from lvr_jax.models.qwen2_5_vl.params import canonical
 from lvr_jax.models.qwen2_5_vl.rope import mrope_table
-from lvr_jax.models.qwen2_5_vl.text import Cache, Tokens
+from lvr_jax.models.records import Cache, Images, Tokens
+from lvr_jax.models.weight_table import canonical
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FP64 = Compute(dtype=jnp.float64)

@@ -12,13 +12,13 @@ from flax import nnx
 from networks import QUICK, distance, double, network, random_tensors, tiny_config, to_params
 from safetensors.numpy import load_file
 
+from lvr_jax.models.layers import Compute, rms_norm
+from lvr_jax.models.layout import vision_layout
 from lvr_jax.models.qwen2_5_vl.config import Config
-from lvr_jax.models.qwen2_5_vl.layers import Compute, rms_norm
-from lvr_jax.models.qwen2_5_vl.layout import vision_layout
-from lvr_jax.models.qwen2_5_vl.model import Images
-from lvr_jax.models.qwen2_5_vl.params import canonical
 from lvr_jax.models.qwen2_5_vl.rope import rotate, vision_table
 from lvr_jax.models.qwen2_5_vl.vision import IMAGE_MEAN, IMAGE_STD, PIXELS, _computed, normalise
+from lvr_jax.models.records import Images
+from lvr_jax.models.weight_table import canonical
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FP64 = Compute(dtype=jnp.float64)

@@ -21,8 +21,8 @@ from PIL import Image
 from lvr_jax.checkpoints import save_params
 from lvr_jax.data.tokenizers import load_tokenizer
 from lvr_jax.latents.routing import FIELD
+from lvr_jax.models.families import abstract_model
 from lvr_jax.models.qwen2_5_vl.config import Config, TextConfig, VisionConfig
-from lvr_jax.models.qwen2_5_vl.model import abstract_model
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "checkpoints"
 CONFIG = Config(

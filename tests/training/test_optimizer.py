@@ -10,8 +10,8 @@ import optax
 import pytest
 
 from lvr_jax.checkpoints.orbax_io import flat
+from lvr_jax.models.families import abstract_model
 from lvr_jax.models.qwen2_5_vl.config import SIZES
-from lvr_jax.models.qwen2_5_vl.model import abstract_model
 from lvr_jax.training.optimizer import AdamW, decayed
 from lvr_jax.training.schedules import Points, cosine_with_warmup
 

@@ -8,9 +8,10 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from lvr_jax.checkpoints.orbax_io import flat
+from lvr_jax.models.families import abstract_model
 from lvr_jax.models.qwen2_5_vl.config import SIZES
-from lvr_jax.models.qwen2_5_vl.model import abstract_model
-from lvr_jax.training.partitioning import RULES, MeshError, make_mesh, matching, specs
+from lvr_jax.models.qwen2_5_vl.sharding import RULES
+from lvr_jax.training.partitioning import MeshError, make_mesh, matching, specs
 
 HEADS = ("none", "simple", "glu")
 NETWORKS = {

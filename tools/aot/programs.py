@@ -17,8 +17,8 @@ from lvr_jax.latents import sweep as sweeps
 from lvr_jax.latents.decoding import Decoding
 from lvr_jax.latents.rollout import Bank
 from lvr_jax.latents.spec import Plan, plan, system
-from lvr_jax.models.qwen2_5_vl.layers import Compute
-from lvr_jax.models.qwen2_5_vl.model import abstract_model
+from lvr_jax.models.families import abstract_model
+from lvr_jax.models.layers import Compute
 from lvr_jax.training import held_out
 from lvr_jax.training.experiment import Experiment
 from lvr_jax.training.flops import batch_flops

@@ -27,8 +27,8 @@ from lvr_jax.evaluation.runner import load_benchmark
 from lvr_jax.evaluation.runner import run as evaluate
 from lvr_jax.evaluation.subject import open_subject
 from lvr_jax.latents import sweep
+from lvr_jax.models.families import abstract_model
 from lvr_jax.models.qwen2_5_vl.config import Config, TextConfig, VisionConfig
-from lvr_jax.models.qwen2_5_vl.model import abstract_model
 from lvr_jax.prism import audit, experiment
 from lvr_jax.prism.measure import capture, lens, sensitivity, teacher
 

@@ -22,8 +22,8 @@ import ml_dtypes
 import numpy as np
 
 from lvr_jax.checkpoints.safetensors_io import make_header, parse_header, split_into_shards, write_file
-from lvr_jax.models.qwen2_5_vl.config import SIZES, Config
-from lvr_jax.models.qwen2_5_vl.params import slots
+from lvr_jax.models.families import sizes, slots
+from lvr_jax.models.interface import Config
 
 GOAL = 3
 CHILD = "import sys, convert; print('ready', flush=True); sys.stdin.readline(); sys.exit(convert.main(sys.argv[1:]))"
@@ -31,7 +31,7 @@ CHILD = "import sys, convert; print('ready', flush=True); sys.stdin.readline(); 
 
 def run(size: str = "3b", shard_bytes: int = 4 * 10**9) -> dict:
     """Needs free disk space of three times the checkpoint under the temporary folder (TMPDIR)."""
-    config = SIZES[size]
+    config = sizes()[size]
     with tempfile.TemporaryDirectory(prefix="bench_convert_") as folder:
         folder = Path(folder)
         total, largest = make_checkpoint(folder / "hf", config, shard_bytes)

@@ -31,13 +31,14 @@ from lvr_jax.latents import rollout
 from lvr_jax.latents.decoding import Decoding
 from lvr_jax.latents.objectives import Objective
 from lvr_jax.models.attention import IMPLEMENTATIONS, Keys, Queries, attention
-from lvr_jax.models.qwen2_5_vl.config import SIZES, Config
-from lvr_jax.models.qwen2_5_vl.layers import Compute
+from lvr_jax.models.families import family_of, rules, sizes
+from lvr_jax.models.layers import Compute
+from lvr_jax.models.qwen2_5_vl.config import Config
 from lvr_jax.models.qwen2_5_vl.model import Qwen2_5_VL
 from lvr_jax.training.experiment import compute_of
-from lvr_jax.training.flops import batch_flops, decoder_flops, peak, vision_flops
+from lvr_jax.training.flops import batch_flops, peak
 from lvr_jax.training.optimizer import AdamW
-from lvr_jax.training.partitioning import RULES, make_mesh
+from lvr_jax.training.partitioning import make_mesh
 from lvr_jax.training.schedules import Points
 from lvr_jax.training.state import abstract_state, start
 from lvr_jax.training.step import Recipe, compiled_step
@@ -86,7 +87,7 @@ class Setting:
             return cls(Config(vision=vision, text=text, **ids), "float32", Budget(512, 36), 1, 3, 1024)
         memory = (device.memory_stats() or {}).get("bytes_limit", 16 * 2**30)
         layers, depth = (12, 16) if memory > 30 * 2**30 else (4, 8)
-        full = SIZES["3b"]
+        full = sizes()["3b"]
         config = dataclasses.replace(
             full, text=dataclasses.replace(full.text, layers=layers), **ids,
             vision=dataclasses.replace(full.vision, depth=depth, full_attention_layers=(depth - 1,)),
@@ -134,7 +135,7 @@ def training(s: Setting) -> Iterator[Row]:
         optimizer = AdamW(warmup_ratio=0.0)
         transformation = optimizer.transformation(1000)
         graph, params = s.network
-        like = abstract_state(params, FROZEN, transformation, RULES, mesh, compute.dtype)
+        like = abstract_state(params, FROZEN, transformation, rules(s.config), mesh, compute.dtype)
         recipe = Recipe(
             graph=graph, objective=Objective(), compute=compute, transformation=transformation,
             rate=optimizer.rate(1000), reconstruction=Points(((0, 0.1),)), own=Points(((0, 0.0),)),
@@ -189,8 +190,9 @@ def decoding(s: Setting) -> Iterator[Row]:
 
     first, one, many = (seconds(work, s.rounds) for work in (prefix, lambda: rolled(1), lambda: rolled(CONDITIONS)))
     windows = float(((np.asarray(batch["window_segment"]) > 0).sum(-1) ** 2.0).sum())
-    flops = decoder_flops(s.config, tokens, tokens * (tokens + 1) / 2)
-    flops += vision_flops(s.config, patches, windows, float(patches) ** 2)
+    family = family_of(s.config)
+    flops = family.decoder_flops(s.config, tokens, tokens * (tokens + 1) / 2)
+    flops += family.vision_flops(s.config, patches, windows, float(patches) ** 2)
     note = utilisation(flops, first)
     yield against_torch(f"prefill ({tokens} tokens)", tokens / first, "tokens/s", device_torch.prefill(s, tokens), note)
     name = f"decode ({LATENTS} latents, {ANSWER} tokens)"

@@ -24,8 +24,9 @@ from lvr_jax.evaluation.protocol import Budget, protocol
 from lvr_jax.evaluation.runner import run as evaluate
 from lvr_jax.evaluation.subject import Subject, open_subject
 from lvr_jax.latents.spec import SYSTEMS
+from lvr_jax.models.families import slots
 from lvr_jax.models.qwen2_5_vl.config import Config, TextConfig, VisionConfig
-from lvr_jax.models.qwen2_5_vl.params import canonical, slots
+from lvr_jax.models.weight_table import canonical
 
 GOAL = 1.0
 ITEMS, ROWS, ROUNDS, TOKENS, LATENTS = 16, 16, 3, 16, 8

@@ -18,7 +18,7 @@ from lvr_jax.data.filling import fill_row
 from lvr_jax.data.images import FACTOR, LVR_PIXELS, PATCH, smart_resize
 from lvr_jax.data.packing import Budget
 from lvr_jax.data.pipeline import Settings
-from lvr_jax.models.qwen2_5_vl.layout import window_count
+from lvr_jax.models.layout import window_count
 
 GOAL = 0.95
 SIZES = Path(__file__).parents[2] / "tests" / "golden" / "visual_cot_sizes.npz"

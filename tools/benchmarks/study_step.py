@@ -122,8 +122,7 @@ def _as_before() -> None:
     import jax.numpy as jnp
 
     from lvr_jax.data import chat, digit_pictures, digit_scenes
-    from lvr_jax.models import cross_entropy
-    from lvr_jax.models.qwen2_5_vl import layout
+    from lvr_jax.models import cross_entropy, layout
 
     class Sequence(chat._Sequence):
         def add(self, ids, **columns):

@@ -19,8 +19,8 @@ from lvr_jax.latents import conditions as cond
 from lvr_jax.latents import rollout
 from lvr_jax.latents.decoding import Decoding
 from lvr_jax.latents.spec import SYSTEMS, Plan, plan
+from lvr_jax.models.layout import mrope_positions
 from lvr_jax.models.qwen2_5_vl.config import Config, TextConfig, VisionConfig
-from lvr_jax.models.qwen2_5_vl.layout import mrope_positions
 from lvr_jax.models.qwen2_5_vl.model import Qwen2_5_VL
 
 GOAL, CONDITIONS, LATENTS, ANSWER = 2.0, 64, 8, 12

@@ -29,8 +29,7 @@ from lvr_jax.latents.sources import Clean, donors, own, shuffle
 from lvr_jax.latents.sources import Request as SourceRequest
 from lvr_jax.latents.sweep import Prompts, Sweeper, read
 from lvr_jax.latents.sweep import run as run_sweep
-from lvr_jax.models.qwen2_5_vl.model import abstract_model
-from lvr_jax.models.qwen2_5_vl.params import slots
+from lvr_jax.models.families import abstract_model, slots
 from lvr_jax.models.qwen2_5_vl.vision import normalise
 
 GOAL, ITEMS, BATCH, TIE = 10.0, 2, 2, 0.02

@@ -30,14 +30,13 @@ from lvr_jax.data.images import LVR_PIXELS, PATCH, smart_resize
 from lvr_jax.data.packing import Budget, Geometry, collate
 from lvr_jax.data.sample import ROLE_ANSWER, ROLE_IMAGE, ROLE_LATENT, ROLE_TEXT, Example
 from lvr_jax.latents.objectives import Objective
+from lvr_jax.models.families import abstract_model, rules, slots
+from lvr_jax.models.layout import mrope_positions
 from lvr_jax.models.qwen2_5_vl.config import Config, TextConfig, VisionConfig
-from lvr_jax.models.qwen2_5_vl.layout import mrope_positions
-from lvr_jax.models.qwen2_5_vl.model import abstract_model
-from lvr_jax.models.qwen2_5_vl.params import slots
 from lvr_jax.models.qwen2_5_vl.vision import normalise
 from lvr_jax.training.experiment import compute_of
 from lvr_jax.training.optimizer import AdamW
-from lvr_jax.training.partitioning import RULES, make_mesh
+from lvr_jax.training.partitioning import make_mesh
 from lvr_jax.training.schedules import Points
 from lvr_jax.training.state import abstract_state, start
 from lvr_jax.training.step import Recipe, compiled_step
@@ -133,7 +132,7 @@ class Ours:
         compute = compute_of(COMPUTE, Objective(), False, jax.default_backend())
         optimizer, mesh = AdamW(peak=RATE, warmup_ratio=0.0), make_mesh({}, jax.devices()[:1])
         transformation = optimizer.transformation(STEPS)
-        like = abstract_state(params, FROZEN, transformation, RULES, mesh, jnp.float32)
+        like = abstract_state(params, FROZEN, transformation, rules(config), mesh, jnp.float32)
         recipe = Recipe(
             graph=abstract_model(config)[0], objective=Objective(), compute=compute, transformation=transformation,
             rate=optimizer.rate(STEPS), reconstruction=Points(((0, LAMBDA),)), own=Points(((0, 0.0),)),

@@ -15,13 +15,13 @@ import numpy as np
 from flax import nnx
 
 from lvr_jax.models.attention import Keys, Queries, attention
-from lvr_jax.models.qwen2_5_vl.config import SIZES
-from lvr_jax.models.qwen2_5_vl.layers import Compute
-from lvr_jax.models.qwen2_5_vl.layout import vision_layout
+from lvr_jax.models.families import sizes
+from lvr_jax.models.layers import Compute
+from lvr_jax.models.layout import vision_layout
 from lvr_jax.models.qwen2_5_vl.rope import vision_table
 from lvr_jax.models.qwen2_5_vl.vision import VisionBlock
 
-TOWER = SIZES["3b"].vision
+TOWER = sizes()["3b"].vision
 GRID = (1, 64, 64)  # patches
 GOAL = 40
 SAME = 1e-5  # fp32 sums over 64 keys, and over 4,096 of which all but 64 are exact zeros

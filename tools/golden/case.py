@@ -14,8 +14,8 @@ from lvr_jax.data.packing import Batch, Geometry, collate
 from lvr_jax.data.sample import Example
 from lvr_jax.data.tokenizers import ChatTokenizer, load_tokenizer
 from lvr_jax.files.json_io import JsonError, parse_object
-from lvr_jax.models.qwen2_5_vl.config import Config
-from lvr_jax.models.qwen2_5_vl.layout import mrope_positions
+from lvr_jax.models.interface import Config
+from lvr_jax.models.layout import mrope_positions
 
 
 class CaseError(ValueError):
@@ -91,7 +91,7 @@ def reference_patch_embedding(pixels: np.ndarray, kernel: np.ndarray) -> np.ndar
 
 @functools.cache
 def load_model(folder: pathlib.Path) -> Model:
-    from lvr_jax.models.qwen2_5_vl.model import abstract_model
+    from lvr_jax.models.families import abstract_model
 
     config, params = load_hf(folder)
     return Model(config, abstract_model(config)[0], params)

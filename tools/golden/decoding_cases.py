@@ -19,8 +19,8 @@ from lvr_jax.latents import rollout
 from lvr_jax.latents.decoding import Decoding
 from lvr_jax.latents.rollout import Bank, Trace, no_bank
 from lvr_jax.latents.spec import SYSTEMS, Plan, plan
-from lvr_jax.models.qwen2_5_vl.model import abstract_model
-from lvr_jax.models.qwen2_5_vl.params import LATENT_HEAD, slots
+from lvr_jax.models.families import abstract_model, slots
+from lvr_jax.models.qwen2_5_vl.params import LATENT_HEAD
 
 REPLAYED, FREE, TIE = 1e-4, 5e-2, 0.02
 

@@ -12,11 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from golden.case import Case, Check, equal, relative
-from lvr_jax.models.qwen2_5_vl.layers import Compute, scan_blocks
-from lvr_jax.models.qwen2_5_vl.layout import vision_layout
-from lvr_jax.models.qwen2_5_vl.model import Images
+from lvr_jax.models.layers import Compute, scan_blocks
+from lvr_jax.models.layout import vision_layout
 from lvr_jax.models.qwen2_5_vl.rope import vision_table
-from lvr_jax.models.qwen2_5_vl.text import Tokens
+from lvr_jax.models.records import Images, Tokens
 
 TOLERANCE, CHAIN = 2e-5, 5e-5
 

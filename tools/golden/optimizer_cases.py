@@ -10,10 +10,11 @@ from golden.case import Case, Check, equal, relative
 from golden.training_cases import GRADIENT, LOSS, batch_of, gradient_of
 from lvr_jax.checkpoints.orbax_io import flat
 from lvr_jax.latents.objectives import Objective
-from lvr_jax.models.qwen2_5_vl.layers import Compute
-from lvr_jax.models.qwen2_5_vl.params import canonical, slots
+from lvr_jax.models.families import rules, slots
+from lvr_jax.models.layers import Compute
+from lvr_jax.models.weight_table import canonical
 from lvr_jax.training.optimizer import AdamW, decayed
-from lvr_jax.training.partitioning import RULES, make_mesh
+from lvr_jax.training.partitioning import make_mesh
 from lvr_jax.training.schedules import Points
 from lvr_jax.training.state import State, abstract_state, split, start
 from lvr_jax.training.step import Recipe, compiled_step, train_step
@@ -27,7 +28,7 @@ def check(case: Case) -> Iterator[Check]:
     model, batch = case.model, batch_of(case)
     recipe = recipe_of(case, jnp.float32)
     mesh = make_mesh({}, jax.devices()[:1])
-    like = abstract_state(model.params, FROZEN, recipe.transformation, RULES, mesh, jnp.float32)
+    like = abstract_state(model.params, FROZEN, recipe.transformation, rules(model.config), mesh, jnp.float32)
     state = start(model.params, like, recipe.transformation, FROZEN)
     before = jax.device_get(state.trained)
     where = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())

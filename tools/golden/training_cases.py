@@ -19,8 +19,9 @@ from lvr_jax.data.packing import Batch
 from lvr_jax.data.sample import ROLE_LATENT, Example
 from lvr_jax.latents import objectives
 from lvr_jax.latents.objectives import Objective, Weights
-from lvr_jax.models.qwen2_5_vl.layers import Compute
-from lvr_jax.models.qwen2_5_vl.params import canonical, slots
+from lvr_jax.models.families import slots
+from lvr_jax.models.layers import Compute
+from lvr_jax.models.weight_table import canonical
 
 LOSS, GRADIENT, STATE = 1e-5, 1e-4, 5e-5
 IGNORED = -100

@@ -27,7 +27,7 @@ from lvr_jax.evaluation.subject import Subject, open_subject
 from lvr_jax.latents import objectives
 from lvr_jax.latents.objectives import Objective, Weights
 from lvr_jax.models.cross_entropy import weighted_cross_entropy
-from lvr_jax.models.qwen2_5_vl.layers import Compute
+from lvr_jax.models.layers import Compute
 
 OFFSETS = tuple(range(17))                      # newlines before the reply
 LAYOUTS = ("lvr", "p_lvr_2", "p_lvr_3")         # templates whose blocks are filled with true latents
@@ -86,7 +86,7 @@ def _correct(subject: Subject):
         out = objectives.forward(model, batch, objective, weights, jax.random.key(0), Compute(jnp.float32, "blocks"))
         hidden = objectives.before(batch, out["hidden"])
         asked = batch["loss_mask"].astype(jnp.float32)
-        return weighted_cross_entropy(hidden, model.text.unembedding, batch["tokens"], asked)[1][1]
+        return weighted_cross_entropy(hidden, model.unembedding, batch["tokens"], asked)[1][1]
 
     return functools.partial(correct, subject.params)
 

@@ -18,9 +18,10 @@ from lvr_jax.data.digit_pictures import COLOUR_NAMES, DigitScene
 from lvr_jax.data.digit_scenes import DigitSearch
 from lvr_jax.data.images import FACTOR, patchify
 from lvr_jax.data.tokenizers import ChatTokenizer
-from lvr_jax.models.qwen2_5_vl.config import Config
-from lvr_jax.models.qwen2_5_vl.layout import VisionLayout, vision_layout
-from lvr_jax.models.qwen2_5_vl.model import Images, abstract_model
+from lvr_jax.models.families import abstract_model
+from lvr_jax.models.interface import Config
+from lvr_jax.models.layout import VisionLayout, vision_layout
+from lvr_jax.models.records import Images
 from lvr_jax.progress import tqdm
 
 DIGITS = tuple("0123456789")

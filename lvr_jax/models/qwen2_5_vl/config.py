@@ -7,11 +7,9 @@ published checkpoints (vision hidden size, tokens per second), so a silent defau
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
-
-class ConfigError(ValueError):
-    """A config.json that lacks a field or holds a value that this network does not implement."""
+from lvr_jax.models.interface import ConfigError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +66,7 @@ class TextConfig:
 class Config:
     """A Qwen2.5-VL network and the ids of its placeholders."""
 
+    family: ClassVar[str] = "qwen2_5_vl"   # key of models.families.FAMILIES
     vision: VisionConfig
     text: TextConfig
     image_token_id: int = 151655

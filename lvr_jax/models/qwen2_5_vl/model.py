@@ -3,30 +3,19 @@
 Four verbs: `encode` pixels, `embed` tokens, `decode` embeddings, and the decoder's `logits`.
 """
 
-import dataclasses
 from collections.abc import Collection, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from lvr_jax.models.layers import Compute, SwiGLU, ones, weight, zeros
 from lvr_jax.models.placement import looked_up
 from lvr_jax.models.precision import wide
 from lvr_jax.models.qwen2_5_vl.config import Config
-from lvr_jax.models.qwen2_5_vl.layers import Compute, SwiGLU, ones, weight, zeros
-from lvr_jax.models.qwen2_5_vl.text import Cache, Decoder, Override, Tokens
+from lvr_jax.models.qwen2_5_vl.text import Decoder
 from lvr_jax.models.qwen2_5_vl.vision import VisionTower
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Images:
-    """Images and videos of each row in windows: patches [B, W, S, C], segment [B, W, S], rotary_ids [B, W, S, 2]."""
-
-    patches: jax.Array
-    segment: jax.Array
-    rotary_ids: jax.Array
+from lvr_jax.models.records import Cache, Images, Override, Tokens
 
 
 class SimpleHead(nnx.Module):
@@ -47,6 +36,14 @@ class SimpleHead(nnx.Module):
         return jnp.einsum("...D,DE->...E", y, self.out[...].astype(x.dtype)) + self.out_bias[...].astype(x.dtype)
 
 
+def _latent_head(rngs: nnx.Rngs, config: Config) -> SimpleHead | SwiGLU | None:
+    D = config.text.hidden
+    if config.latent_head == "simple":
+        return SimpleHead(rngs, D)
+    # SwiGLU's SiLU, as in the released code.
+    return SwiGLU(rngs, D, config.text.intermediate, bias=True) if config.latent_head == "glu" else None
+
+
 class Qwen2_5_VL(nnx.Module):
     """Parameters live in `vision`, `text` and, for checkpoints that have them, `latent_head` and `latent_end`."""
 
@@ -54,13 +51,8 @@ class Qwen2_5_VL(nnx.Module):
         self.config = config
         self.vision = VisionTower(rngs, config.vision)
         self.text = Decoder(rngs, config.text)
-        D = config.text.hidden
-        if config.latent_head == "simple":
-            self.latent_head = SimpleHead(rngs, D)
-        elif config.latent_head == "glu":
-            self.latent_head = SwiGLU(rngs, D, config.text.intermediate, bias=True)  # silu, as in the released code
-        if config.latent_end_embedding:
-            self.latent_end = zeros(D)
+        self.latent_head = _latent_head(rngs, config)
+        self.latent_end = zeros(config.text.hidden) if config.latent_end_embedding else None
 
     def encode(
         self, images: Images, compute: Compute = Compute(), taps: Collection[str] = ()  # noqa: B008
@@ -95,12 +87,11 @@ class Qwen2_5_VL(nnx.Module):
             x, tokens, past=past, compute=compute, taps=taps, keep_cache=keep_cache, override=override
         )
 
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """See `Decoder.logits`."""
+        return self.text.logits(hidden)
 
-def abstract_model(config: Config, dtype: Any = jnp.float32) -> tuple[nnx.GraphDef, dict]:
-    """The network's structure, and its parameters as a nested dict of ShapeDtypeStructs; nothing is allocated.
-
-    The dict, filled with arrays, is what checkpoints hold and jitted functions take: `nnx.merge(graph, params)` is
-    the network.
-    """
-    graph, state = nnx.split(nnx.eval_shape(lambda: Qwen2_5_VL(nnx.Rngs(0), config)))
-    return graph, jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, dtype), nnx.to_pure_dict(state))
+    @property
+    def unembedding(self) -> jax.Array:
+        """The rows [V, D] that hidden states are compared with."""
+        return self.text.unembedding

@@ -12,9 +12,9 @@ import numpy as np
 from flax import nnx
 
 from lvr_jax.models.attention import Keys, Queries, attention
+from lvr_jax.models.layers import Compute, SwiGLU, ones, rms_norm, scan_blocks, stack, weight, zeros
 from lvr_jax.models.precision import wide
 from lvr_jax.models.qwen2_5_vl.config import VisionConfig
-from lvr_jax.models.qwen2_5_vl.layers import Compute, SwiGLU, ones, rms_norm, scan_blocks, stack, weight, zeros
 from lvr_jax.models.qwen2_5_vl.rope import rotate, vision_table
 
 # CLIP's pixel statistics, RGB.

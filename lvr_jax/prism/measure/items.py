@@ -34,7 +34,7 @@ from lvr_jax.latents.decoding import Decoding
 from lvr_jax.latents.positions import spoken
 from lvr_jax.latents.spec import Plan
 from lvr_jax.latents.sweep import Prompts, Sweeper
-from lvr_jax.models.qwen2_5_vl.layers import Compute
+from lvr_jax.models.layers import Compute
 from lvr_jax.prism.measure import variants
 
 REGIONS = ("box", "wrong_box", "random_crop")

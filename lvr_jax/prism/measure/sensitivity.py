@@ -26,8 +26,9 @@ from lvr_jax.latents.routing import blocked
 from lvr_jax.latents.sweep import Prompts, Sweeper, prefill
 from lvr_jax.latents.sweep_files import SweepFiles
 from lvr_jax.models.compiler_options import Jit
-from lvr_jax.models.qwen2_5_vl.layers import Compute
-from lvr_jax.models.qwen2_5_vl.text import Cache, Tokens
+from lvr_jax.models.interface import Network
+from lvr_jax.models.layers import Compute
+from lvr_jax.models.records import Cache, Tokens
 from lvr_jax.prism.measure.items import Items
 from lvr_jax.progress import tqdm
 
@@ -48,17 +49,17 @@ class Replay:
 def margins(graph, params, prefix: Prefix, replay: Replay, letters, delta, *, head_at: str, compute: Compute):
     """Margin of the gold letter over the best other one [B] with `delta` [B, S, D] added to the latents, and the
     latents fed [B, S, D]. Steps after the answer do not matter, whatever they hold."""
-    model = nnx.merge(graph, params)
+    model: Network = nnx.merge(graph, params)
     text, (B, S) = model.config.text, replay.token.shape
     blank = jnp.zeros((text.layers, B, S, text.kv_heads, text.head_width), compute.dtype)
-    heads = hasattr(model, "latent_head")
     fed_back = jnp.pad(replay.latent[:, 1:], ((0, 0), (0, 1)))                           # this step's output is fed
     # By decoded position, the first of which step 1 consumes: latents, and the marker before the first of them.
     roles = jnp.where(jnp.roll(replay.latent, -1, 1) | jnp.roll(replay.latent, -2, 1), LATENT, ANSWER)
     headed = replay.latent if head_at == "outputs" else fed_back
 
     def read_out(hidden, s):
-        return jnp.where(headed[:, s, None], model.latent_head(hidden), hidden) if heads else hidden
+        head = model.latent_head
+        return hidden if head is None else jnp.where(headed[:, s, None], head(hidden), hidden)
 
     def step(carry, s):
         hidden, k, v = carry
@@ -78,7 +79,7 @@ def margins(graph, params, prefix: Prefix, replay: Replay, letters, delta, *, he
     _, (later, fed) = jax.lax.scan(jax.checkpoint(step), (first, blank, blank), jnp.arange(1, S))
     states = jnp.concatenate([first[None], later])                                       # [S, B, D]
     at = jnp.take_along_axis(states, replay.answer[None, :, None], axis=0)[0]
-    logits = model.text.logits(at)[:, letters]                                           # [B, O]
+    logits = model.logits(at)[:, letters]                                           # [B, O]
     gold = jax.nn.one_hot(replay.gold, len(letters), dtype=bool)
     other = jnp.where(replay.offered & ~gold, logits, -jnp.inf).max(-1)
     fed = jnp.concatenate([jnp.zeros_like(fed[:1]), fed])

@@ -21,7 +21,7 @@ from lvr_jax.latents.objectives import Objective, Weights
 from lvr_jax.latents.reading import Held
 from lvr_jax.latents.sweep_files import SweepFiles
 from lvr_jax.models.compiler_options import Jit
-from lvr_jax.models.qwen2_5_vl.layers import Compute
+from lvr_jax.models.layers import Compute
 from lvr_jax.multihost.cell import Cell
 from lvr_jax.prism.measure.items import Items
 from lvr_jax.progress import tqdm

@@ -15,7 +15,7 @@ from latent_models import GRAPH, LETTERS, OPENING, STOP, batch_of, params, plan_
 from lvr_jax.latents import conditions as cond
 from lvr_jax.latents import positions, rollout
 from lvr_jax.latents.decoding import Decoding
-from lvr_jax.models.qwen2_5_vl.layers import Compute
+from lvr_jax.models.layers import Compute
 from lvr_jax.prism.measure import sensitivity
 from lvr_jax.prism.measure.sensitivity import Replay, Sensitivity
 from lvr_jax.prism.outcomes import margins as margins_of_letters
