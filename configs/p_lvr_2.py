@@ -1,7 +1,7 @@
 """P-LVR-2: two stages a box, first its surroundings (1.5 times the side), then the box.
 
 The loss is the released code's: a sum over every box and stage of a pack, so lambda weighs about six times as much as
-the baseline's (papers.md 1.9.1); `p_lvr_2_matched.py` undoes that. Cost: 5 to 12 hours of an 80 GB accelerator at 3b
+the baseline's; `p_lvr_2_matched.py` undoes that. Cost: 5 to 12 hours of an 80 GB accelerator at 3b
 (the paper's figure); more latents a box make it the slower one of the variants.
 
     python tools/train.py --config configs/p_lvr_2.py:3b --workdir runs/p_lvr_2

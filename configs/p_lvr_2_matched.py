@@ -1,6 +1,6 @@
 """Control: P-LVR-2 with the baseline's weight: one mean over all latents of a batch.
 
-Does the stage or the weight make P-LVR differ (papers.md 1.9.1)? Cost: as `p_lvr_2.py`.
+Does the stage or the weight make P-LVR differ? Cost: as `p_lvr_2.py`.
 
     python tools/train.py --config configs/p_lvr_2_matched.py:3b --workdir runs/p_lvr_2_matched
     python tools/train.py --config configs/p_lvr_2_matched.py:tiny --workdir runs/p_lvr_2_matched_tiny

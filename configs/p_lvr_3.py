@@ -1,6 +1,6 @@
 """P-LVR-3: P-LVR-2 with six free tokens between its stages, kept apart by a diversity loss.
 
-Free tokens are ordinary embeddings without a target (papers.md 1.2). Weighted as P-LVR-2. Cost: 5 to 12 hours of an
+Free tokens are ordinary embeddings without a target. Weighted as P-LVR-2. Cost: 5 to 12 hours of an
 80 GB accelerator at 3b (the paper's figure), minutes at tiny.
 
     python tools/train.py --config configs/p_lvr_3.py:3b --workdir runs/p_lvr_3

@@ -22,6 +22,7 @@ CHECKERS = {
 
 
 def checks(case: Case):
+    """Compares one case with our code, check by check."""
     if case.kind not in CHECKERS:
         yield Check(f"kind {case.kind} is not supported", float("nan"), 0)
         return

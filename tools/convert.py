@@ -55,6 +55,7 @@ class StopBetweenPieces:
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     for name, source, target in (("to-flax", "HF_DIR", "OUT_DIR"), ("to-hf", "OUT_DIR", "HF_DIR")):
@@ -85,6 +86,7 @@ def check_token_ids(files, fields: dict, config: Config) -> None:
 
 
 def convert(options: argparse.Namespace) -> None:
+    """Converts as the options say."""
     to_ours = options.command == "to-flax"
     source = (open_hf if to_ours else open_ours)(options.source)
     check_token_ids(source.folder if to_ours else source.files, source.fields, source.config)

@@ -24,12 +24,14 @@ PACKAGES = ("jax", "jaxlib", "libtpu", "flax", "optax", "orbax-checkpoint", "gra
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("workdir", nargs="?", help="folder of a run to come, local or gs://")
     return parser.parse_args(arguments)
 
 
 def packages() -> str:
+    """Versions of the packages that matter, as one line."""
     found = []
     for name in PACKAGES:
         try:

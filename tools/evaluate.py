@@ -56,6 +56,7 @@ ROWS_A_DEVICE = 8
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--checkpoint", metavar="DIR", help="Orbax or Hugging Face folder, tokenizer included")
@@ -132,6 +133,7 @@ def cell_of(options: argparse.Namespace, hosts: Hosts) -> Cell:
 
 
 def evaluate(options: argparse.Namespace, hosts: Hosts = ALONE) -> tuple[Subject, Results]:
+    """Evaluates the checkpoint that the options name, or goes on where an earlier process stopped."""
     hosts.same({"code": code_version(), "options": {key: repr(value) for key, value in vars(options).items()}})
     output = options.output or os.path.join(options.workdir, f"{options.benchmark}-{options.protocol}.jsonl")
     hosts.share(os.path.dirname(output) or ".")

@@ -216,6 +216,7 @@ def describe(sample: Sample, example: Example, data: from_config.DataConfig) -> 
 def inspect(
     data: from_config.DataConfig, mask_boxes: bool, name: str | None, indices: list[str], output: Path, full: bool
 ) -> None:
+    """Writes pictures and token tables of the examples asked for."""
     sources = {source.name: source.data for source in sources_of(data, mask_boxes)}
     name = next(iter(sources)) if name is None else name
     if name not in sources:

@@ -79,6 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def make(options: argparse.Namespace) -> None:
+    """Makes both checkpoints and their cards."""
     work, first = options.workdir, options.output.with_name(options.output.name + ONE_OFFSET)
     work.mkdir(parents=True, exist_ok=True)
     if not options.last_stage:
@@ -146,6 +147,7 @@ def _train(config: ConfigDict, workdir: Path) -> dict:
 
 
 def initial(seed: int) -> dict:
+    """The untrained parameters, drawn wider than usual."""
     params = random_params(CONFIG, seed)
     drawn = lambda x: bool((x != 0).any() and (x != 1).any())  # noqa: E731
     return jax.tree.map(lambda x: WIDER * x if drawn(x) else x, params)

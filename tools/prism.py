@@ -74,6 +74,7 @@ def main(arguments: list[str]) -> int:
 
 
 def line(said: object) -> str:
+    """A message of this program as one line."""
     return f"prism: {' '.join(str(said).split())}"
 
 

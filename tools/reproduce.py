@@ -56,6 +56,7 @@ def main(arguments: list[str]) -> int:
 
 
 def reproduce(config, workdir: Path) -> None:
+    """Runs the stages of the study that the config asks for."""
     wanted = {stage.strip() for stage in config.only.split(",") if stage.strip()} or {*study.STAGES, "report"}
     if unknown := wanted - {*study.STAGES, "report"}:
         raise ValueError(f"only has {sorted(unknown)[0]!r}, expected some of {', '.join(study.STAGES)}, report")
@@ -82,6 +83,7 @@ def reproduce(config, workdir: Path) -> None:
 
 
 def say(line: str) -> None:
+    """Prints a line of progress."""
     print(f"reproduce: {line}", file=sys.stderr, flush=True)
 
 

@@ -22,10 +22,12 @@ def some(names: Iterable[str], limit: int = 4) -> str:
 
 
 def size(count: int) -> str:
+    """A number of bytes as text, "1.23 GB"."""
     return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.2f} MB"
 
 
 def free_space(folder) -> int:
+    """Free bytes of the disk that holds a folder."""
     return shutil.disk_usage(folder).free
 
 

@@ -35,15 +35,18 @@ INDEX = "model.safetensors.index.json"
 
 
 def resolve(folder: str | os.PathLike) -> epath.Path:
+    """The absolute path of a folder; gs:// paths and the packaged checkpoints (lvr_jax/assets/...) as they are."""
     text = packaged(folder)
     return epath.Path(text if is_remote(text) else os.path.abspath(text))
 
 
 def is_remote(folder) -> bool:
+    """Whether a path names a store such as gs://."""
     return "://" in os.fspath(folder)
 
 
 def read_json(path: epath.Path) -> dict:
+    """Reads a JSON object of a checkpoint. Raises CheckpointError if the file is missing or none."""
     try:
         return read_object(path)
     except FileNotFoundError as error:
@@ -65,6 +68,7 @@ def is_ours(folder: epath.Path) -> bool:
 
 
 def mark_complete(folder: epath.Path) -> None:
+    """Writes the file that says that a folder of ours is complete; it is written last."""
     (folder / MARKER).write_text(json.dumps({"format": FORMAT}) + "\n")
 
 

@@ -12,6 +12,8 @@ from lvr_jax.data.digit_pictures import COLOUR_NAMES, DigitScene
 
 @dataclasses.dataclass(frozen=True)
 class Question:
+    """A question about a scene, with its answer and wrong answers to offer."""
+
     text: str
     answer: str
     likely: tuple[str, ...]         # wrong answers that the picture suggests: the first choice for distractors

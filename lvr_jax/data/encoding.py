@@ -32,6 +32,8 @@ class Skipped:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Encoded:
+    """An example, laid out, and the budget that it takes."""
+
     example: Example
     size: Budget
 

@@ -129,6 +129,7 @@ def make_sources(data: DataConfig) -> list[Source]:
 
 
 def make_tokenizer(data: DataConfig) -> ChatTokenizer:
+    """The tokenizer of a data config with the latent tokens added."""
     return add_latent_tokens(load_tokenizer(data.tokenizer))
 
 

@@ -1,6 +1,6 @@
 """Turns a picture into patches: decoded, resized and cut bit for bit as the reference does; pixels stay uint8.
 
-The device rescales and normalises (DESIGN idea 4). A still image's two temporal frames are equal, so only one travels:
+The device rescales and normalises. A still image's two temporal frames are equal, so only one travels:
 a patch has channel x 14 x 14 = 588 columns where the Hugging Face processor emits 1,176.
 Sources: qwen-vl-utils 0.0.14 (`fetch_image`) and transformers' `Qwen2VLImageProcessorPil`.
 """

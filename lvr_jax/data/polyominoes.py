@@ -45,6 +45,7 @@ def free_shape_of(cells: Cells) -> Cells:
 
 
 def fits(cells: Cells) -> bool:
+    """Whether the cells lie within the grid."""
     return max(max(cell) for cell in cells) < GRID
 
 
@@ -54,6 +55,7 @@ def neighbours(cells: Cells) -> set[tuple[int, int]]:
 
 
 def connected(cells: Cells) -> bool:
+    """Whether every cell can be reached from every other over shared edges."""
     reached, front = set(), {cells[0]}
     while front:
         reached |= front
@@ -91,14 +93,17 @@ def held_out() -> frozenset[Cells]:
 
 
 def is_held_out(cells: Cells) -> bool:
+    """Whether a shape is kept for evaluation, in any rotation."""
     return len(cells) >= HARD_SIZE or shape_of(cells) in held_out()
 
 
 @functools.cache
 def training_shapes() -> tuple[Cells, ...]:
+    """The shapes that training scenes draw from."""
     return tuple(shape for size in FAMILIES for shape in asymmetric_shapes(size) if not is_held_out(shape))
 
 
 @functools.cache
 def held_out_shapes() -> tuple[Cells, ...]:
+    """The shapes that only evaluation scenes show, smallest first."""
     return tuple(sorted(held_out(), key=lambda shape: (len(shape), shape)))

@@ -88,6 +88,7 @@ class RecordFile:
 
 
 def is_remote(path: str) -> bool:
+    """Whether a path names a store such as gs://."""
     return "://" in path
 
 

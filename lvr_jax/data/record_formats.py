@@ -1,7 +1,8 @@
 """Turns a record with boxes (LVR, Visual-CoT, one's own) into a `Sample`.
 
 Every box convention is the format's own and is converted by name, never guessed from the values.
-Sources: reference/benchmarks_and_data.md sections 4.1 (Visual-CoT) and 4.2 (LVR).
+Sources: deepcs233/Visual-CoT on the Hugging Face hub (viscot_363k.json) and the training files of VincentLeebang/lvr
+(meta_data_lvr_sft_stage1.json and the files that it names).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Reads the records whose replies hold helper images (Mirage, ILVR, Monet) into a `Sample`.
 
-Source: reference/benchmarks_and_data.md section 4.4 and reference/reference_implementations.md sections 4-6.
+Sources: the data of UMass-Embodied-AGI/Mirage and XD111ds/ILVR on GitHub, and Monet-SFT-125K of NOVAglow646/Monet.
 """
 
 from __future__ import annotations

@@ -34,6 +34,8 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
+    """One record of a data file, whose fields are read by kind; errors name file, record and field."""
+
     record: dict
     file: str
     index: int

@@ -2,7 +2,7 @@
 
 "Shape 1 is to shape 2 as shape 3 is to what?" with polyominoes: shape 2 is shape 1 turned by 90, 180 or 270 degrees
 clockwise, the answer is shape 3 under the same turn, and four options are drawn. Here a latent can hold what the input
-does not show: the solution. After the "Tetris" diagnostic of arXiv 2605.18445 (reference/papers.md section 2.4); the
+does not show: the solution. After the "Tetris" diagnostic of arXiv 2605.18445; the
 layout is our own:
 
     [ shape 1 ][ shape 2 ][ shape 3 ][ solution ]

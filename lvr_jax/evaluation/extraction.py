@@ -171,6 +171,7 @@ def lmms_hrbench(reply: str, choices: Choices) -> str | None:
 
 
 def lmms_mme_realworld(reply: str, choices: Choices) -> str | None:
+    """The letter that lmms-eval reads for MME-RealWorld."""
     return _mme_letter(reply)
 
 
@@ -260,6 +261,7 @@ def rule_name(harness: str, family: str) -> str:
 
 
 def extract(rule: str, reply: str, choices: Choices) -> str | None:
+    """The letter that a rule reads from a reply, or None. Raises BenchmarkError for an unknown rule."""
     if rule not in RULES:
         raise BenchmarkError(f"no extraction rule {rule!r}, expected one of {', '.join(RULES)}")
     return RULES[rule](reply, choices)

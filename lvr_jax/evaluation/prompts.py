@@ -168,6 +168,7 @@ def lookup(table: Mapping[str, Mapping[str, object]], harness: str, family: str,
 
 
 def check(harness: str, family: str) -> None:
+    """Raises BenchmarkError if a harness has no prompt for a family of benchmarks."""
     lookup(TEMPLATES, harness, family, "prompt")
 
 

@@ -72,6 +72,8 @@ class Result:
 
 @dataclasses.dataclass(frozen=True)
 class Results:
+    """A file of results: its header and one result an item."""
+
     path: str
     header: Header
     items: tuple[Result, ...]

@@ -98,6 +98,7 @@ def texts(record: Mapping, name: str, where: str) -> tuple[str, ...]:
 
 
 def check_unique(ids: Iterable[str], where: str) -> None:
+    """Raises BenchmarkError that names the first id that occurs twice."""
     seen: set[str] = set()
     for each in ids:
         if each in seen:

@@ -40,6 +40,7 @@ def judge(row: Row, reply: str, rule: str) -> tuple[str | None, bool]:
 
 
 def mark(row: Row, correct: bool) -> Mark:
+    """The mark of one item: right or wrong, with what aggregations group by."""
     return Mark(row.id, correct, row.category, row.group, row.cycle)
 
 
@@ -102,10 +103,12 @@ REPORTED: dict[str, dict[str, tuple[str, ...]]] = {
 
 
 def reported(harness: str, family: str) -> tuple[str, ...]:
+    """Names of the aggregations that a harness reports for a family of benchmarks."""
     return lookup(REPORTED, harness, family, "aggregation")
 
 
 def aggregate(name: str, marks: Sequence[Mark]) -> float:
+    """One number of many marks. Raises BenchmarkError for an unknown aggregation or no marks."""
     if name not in AGGREGATIONS:
         raise BenchmarkError(f"no aggregation {name!r}, expected one of {', '.join(AGGREGATIONS)}")
     if not marks:

@@ -108,10 +108,12 @@ class _Ids(dict):
 
 
 def token_ids(tokenizer: ChatTokenizer) -> Mapping[str, int]:
+    """Token -> id of a tokenizer, looked up when asked for; NOWHERE is -1."""
     return _Ids(tokenizer)
 
 
 def known_system(name: str) -> LatentSpec:
+    """The latent system of this name. Raises SpecError if there is none."""
     if name not in KNOWN:
         raise SpecError(f"latent system {name!r} does not exist, expected one of {', '.join(KNOWN)}")
     return KNOWN[name]

@@ -1,0 +1,1 @@
+"""Latent reasoning over any network: systems, conditions, rollout, sweep and training objectives."""

@@ -3,8 +3,8 @@
     z' = keep * z + mix * source[item, stage, step] + sigma * scale * eps        eps ~ N(0, I)
 
 where `scale` is 1 (absolute), |z| / |eps| (relative: sigma is the share of the latent's norm) or the spread of the
-data set, dimension by dimension. Every corruption of the literature is a choice of these numbers, of the steps that
-they touch, of the budget, and of who may attend to whom (`reference_implementations.md`, section 8.3).
+data set, dimension by dimension. Every corruption of the literature (arXiv 2606.05753, 2605.18445) is a choice of these
+numbers, of the steps that they touch, of the budget, and of who may attend to whom.
 
 Sources are whole latent blocks, [B, G, Z, D]: of a donor, of the item's own clean pass (permuted, first repeated), of
 the data set's mean, of the box that holds the answer, of another box. A bank [n, B, G, Z, D] holds them once; a
@@ -139,6 +139,7 @@ class Named:
 
 
 def clean() -> Named:
+    """Nothing is changed."""
     return Named("clean", kind="clean")
 
 
@@ -186,6 +187,7 @@ def only(condition: Named, *steps: int) -> Named:
 
 
 def budget(latents: int) -> Named:
+    """Another number of latents a block."""
     return Named(f"budget_{latents}", kind="budget", strength=float(latents), evidence=FORMAT, budget=latents)
 
 
@@ -215,14 +217,17 @@ def knock_out(query: int, key: int, name: str, evidence: str = PATH) -> Named:
 
 
 def answer_blind_to_latents() -> Named:
+    """The answer may not attend to the latents."""
     return knock_out(ANSWER, LATENT, "answer_blind_to_latents", CARRIES)
 
 
 def latents_blind_to_image() -> Named:
+    """The latents may not attend to the image."""
     return knock_out(LATENT, IMAGE, "latents_blind_to_image")
 
 
 def answer_blind_to_image() -> Named:
+    """The answer may not attend to the image."""
     return knock_out(ANSWER, IMAGE, "answer_blind_to_image")
 
 

@@ -40,7 +40,7 @@ class Row:
 
     @property
     def inside(self) -> jax.Array:
-        """Will the next input be a latent?"""
+        """Whether the next input is a latent."""
         return (self.remaining > 0).any(-1)
 
     @property
@@ -84,7 +84,7 @@ class Machine:
         )  # fmt: skip
 
     def _markers(self, token: jax.Array) -> jax.Array:
-        """[C, B, G] bool: is the token a stage's start marker, and may it open a block?"""
+        """[C, B, G] bool: the token is a stage's start marker and may open a block."""
         return (token[..., None] == self.plan.start) & self.condition.opens[:, None]
 
     def role(self, row: Row) -> jax.Array:
@@ -93,7 +93,7 @@ class Machine:
         return jnp.where(latent, cond.LATENT, cond.ANSWER).astype(jnp.int32)
 
     def feeds_back(self, row: Row) -> jax.Array:
-        """Will the output of the position about to be consumed be fed back?"""
+        """Whether the output of the position about to be consumed is fed back."""
         opened = self._markers(row.token) & (row.remaining == 0) & (self._quota(row) > 0)
         return ((row.remaining > 1) | opened).any(-1)
 

@@ -126,7 +126,7 @@ def totals(batch: dict) -> Totals:
 
 
 def _same_group(batch: dict) -> jax.Array:
-    """Is the next token of the same (box, stage) group?"""
+    """Whether the next token is of the same (box, stage) group."""
     group = batch["group"]
     return group == jnp.pad(group[..., 1:], [(0, 0)] * (group.ndim - 1) + [(0, 1)])
 

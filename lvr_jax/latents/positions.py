@@ -3,7 +3,7 @@
 Step s of a trace consumes one position and picks token s from its state. So the *answer state*, which picks the first
 token after a completed `<answer>`, is the step after the one that picked the tag's last token (PRISM's position a).
 A position is a mask [..., S] over steps: one step, several (a mean is taken), or none where a row has no such place.
-Sources: cosine-misleads `interpretability/probe_extract.py`; `reference_implementations.md`, section 2.2.
+Source: the repository xiuyuz/cosine-misleads, its file interpretability/probe_extract.py.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ def masks(
 
     opening: the id sequences that complete an `<answer>` tag. A tokenizer may merge it with what precedes it, so there
     can be several. The spaced form `<answer> A` is meant: where the letter is merged into the tag's last token, the
-    step after it is one too late (`benchmarks_and_data.md`, 0.7).
+    step after it is one too late, as it is in probe_extract.py.
 
     answer:       the state that picks the first token after the first completed tag; without a tag, the step after
                   the last latent (the paper's fallback)
@@ -81,10 +81,12 @@ def shifted(mask: np.ndarray, by: int) -> np.ndarray:
 
 
 def after(mask: np.ndarray) -> np.ndarray:
+    """The mask of the positions one step later."""
     return shifted(mask, 1)
 
 
 def before(mask: np.ndarray) -> np.ndarray:
+    """The mask of the positions one step earlier."""
     return shifted(mask, -1)
 
 

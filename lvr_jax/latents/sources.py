@@ -306,6 +306,7 @@ def spread(clean: Clean) -> np.ndarray:
 
 
 def averaged(by_step: bool) -> Source:
+    """The mean latent of the clean pass, by step of a block or over all of them."""
     def make(request: Request):
         mean = averages(request.clean, by_step)
         return np.repeat(mean[None], len(request.item), 0), np.zeros(len(request.item), bool)

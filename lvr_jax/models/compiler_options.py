@@ -35,6 +35,7 @@ _NARROW_ON_CPU = {"xla_disable_hlo_passes": "while-loop-invariant-code-motion"}
 
 
 def of_kind(device_kind: str) -> dict[str, Any]:
+    """XLA options for a chip, as jax.Device.device_kind calls it; {} where it needs none."""
     return dict(TABLE.get(device_kind, {}))
 
 

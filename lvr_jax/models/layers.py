@@ -44,10 +44,12 @@ def weight(rngs: nnx.Rngs, *shape: int, dtype=jnp.float32) -> nnx.Param:
 
 
 def ones(*shape: int) -> nnx.Param:
+    """A trained array of ones."""
     return nnx.Param(jnp.ones(shape))
 
 
 def zeros(*shape: int) -> nnx.Param:
+    """A trained array of zeros."""
     return nnx.Param(jnp.zeros(shape))
 
 

@@ -14,6 +14,7 @@ HEADS = "tensor"
 
 
 def ambient() -> AbstractMesh:
+    """The mesh that jax.set_mesh has set; an empty one without it."""
     return jax.sharding.get_abstract_mesh()
 
 

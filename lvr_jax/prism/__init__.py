@@ -1,0 +1,1 @@
+"""PRISM, the audit: what is measured, probes, statistics, verdicts and the report."""

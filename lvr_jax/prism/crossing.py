@@ -52,10 +52,12 @@ def source(folder: epath.Path) -> Source:
 
 
 def conditions(makers: Sequence[str]) -> list[Named]:
+    """Conditions that feed the latents of other checkpoints, by maker."""
     return [replaced(PREFIX + maker) for maker in makers]
 
 
 def sources(folders: Mapping[str, epath.Path]) -> dict[str, Source]:
+    """Where the latents of each maker come from."""
     return {PREFIX + maker: source(folder) for maker, folder in folders.items()}
 
 

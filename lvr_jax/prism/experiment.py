@@ -215,6 +215,7 @@ def _positive(values: Sequence, kind: type = numbers.Real) -> bool:
 
 
 def names(text: str) -> tuple[str, ...]:
+    """The parts of a comma-separated string."""
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 

@@ -67,6 +67,7 @@ class Outcomes:
 
 
 def outcomes(items: Items, results: SweepResults) -> Outcomes:
+    """Reads what every item answered under every condition from a sweep's results."""
     at = {name: n for n, name in enumerate(results.items)}
     order = np.array([at[name] for name in items.ids])
     token, live, latent = (results.arrays[key][:, order] for key in ("token", "live", "latent"))

@@ -1,0 +1,1 @@
+"""Training runs: experiment, state, sharding, step, loop, checkpoints and export."""

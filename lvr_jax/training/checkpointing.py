@@ -32,6 +32,7 @@ class NotSaved(OSError):
 
 
 def versions() -> dict[str, str]:
+    """Versions of the packages that a checkpoint depends on."""
     return {name: importlib.metadata.version(name) for name in PACKAGES}
 
 

@@ -184,6 +184,7 @@ def _plan(experiment: Experiment) -> Plan:
 
 
 def expected_reply(sample: Sample, answer_format: str) -> str:
+    """The reply that training taught for a sample."""
     return ANSWER_FORMATS[answer_format].format(answer=sample.answer, letter=sample.letter)
 
 

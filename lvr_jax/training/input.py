@@ -33,6 +33,7 @@ def _fitting(sample: Sample, encode: Callable[[Sample], Example], alignment: Ali
 
 
 def sources_of(data: DataConfig, mask_boxes: bool) -> list[Source]:
+    """The data sources of a config, with boxes blacked out in the model's input if `mask_boxes`."""
     sources = make_sources(data)
     return [dataclasses.replace(s, data=MaskedBoxes(s.data)) for s in sources] if mask_boxes else sources
 

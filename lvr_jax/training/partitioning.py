@@ -139,4 +139,5 @@ def shardings(params: dict, rules: Rules, mesh: Mesh) -> Any:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
+    """The sharding that keeps an array whole on every device."""
     return NamedSharding(mesh, PartitionSpec())

@@ -75,6 +75,7 @@ def abstract_state(
 
 
 def shardings_of(state: State) -> State:
+    """The shardings of a state, as a tree like it."""
     return jax.tree.map(lambda x: x.sharding, state)
 
 

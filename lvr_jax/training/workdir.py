@@ -25,6 +25,7 @@ FREE = (
 
 
 def resolved(config: ConfigDict) -> dict[str, Any]:
+    """A config as plain JSON values with sorted keys."""
     return json.loads(config.to_json(sort_keys=True))
 
 

@@ -57,7 +57,7 @@ def changed(name: str, size: str = "3b") -> dict:
 
 
 def test_every_variant_differs_from_the_baseline_as_the_paper_says():
-    """Sec. 1.2 of the notes on the paper: nothing but this, and the name."""
+    """Sec. 4.1 of "Cosine Misleads" and its code: nothing but this, and the name."""
     weight = lambda w: {"reconstruction.points": w}  # noqa: E731
     system = {"system.name": "p_lvr", "system.budget": 16}
     expected = {

@@ -86,6 +86,7 @@ def part_of(frames: list[tuple[str, str]], operation: str) -> str:
 
 
 def pass_of(operation: str) -> str:
+    """The pass that an operation belongs to: forward, again (rematerialised) or backward."""
     if "rematted_computation" in operation:
         return "again"
     return "backward" if "transpose(" in operation else "forward"

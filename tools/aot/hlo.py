@@ -83,6 +83,7 @@ class Instruction:
 
 
 def instruction(line: str) -> Instruction | None:
+    """Reads one line of HLO text; None if it is no instruction."""
     match = _INSTRUCTION.match(line)
     if match is None:
         return None
@@ -151,6 +152,7 @@ Share = Callable[[Instruction, int], float]
 
 
 def all_taken(conditional: Instruction, branch: int) -> float:
+    """Counts every branch of a conditional as taken once."""
     return 1
 
 

@@ -24,6 +24,7 @@ class SliceError(ValueError):
 
 
 def available() -> bool:
+    """Whether libtpu can be loaded."""
     return "TPU_LIBRARY_PATH" in os.environ or importlib.util.find_spec("libtpu") is not None
 
 

@@ -120,6 +120,7 @@ def _clocked(work, parts: dict[str, np.ndarray], part: str | None):
 
 
 def config(which: str, checkpoint: Path):
+    """An audit's config for a checkpoint: default or light."""
     found = importlib.util.spec_from_file_location("prism_config", ROOT / "configs" / "prism.py")
     module = importlib.util.module_from_spec(found)
     found.loader.exec_module(module)

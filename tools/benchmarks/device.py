@@ -116,6 +116,7 @@ def seconds(work: Callable, rounds: int) -> float:
 
 
 def utilisation(flops: float, spent: float) -> str:
+    """Model FLOPs utilisation as text, where the device's peak is known."""
     device = jax.devices()[0]
     most = peak(device.device_kind, 1)
     share = f"MFU {flops / spent / most:.1%}" if most else f"no published peak of {device.device_kind!r}: no MFU"
@@ -290,6 +291,7 @@ def run() -> dict:
 
 
 def table(rows: list[Row]) -> str:
+    """Rows as an aligned text table."""
     cells = [("what", "here", "against", "ratio", "")]
     cells += [(r.what, r.value, r.baseline, "–" if r.ratio is None else f"{r.ratio:.2f}", r.note) for r in rows]
     widths = [max(len(row[i]) for row in cells) for i in range(4)]

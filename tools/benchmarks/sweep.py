@@ -58,11 +58,13 @@ def prompt(number: int, config: Config = CONFIG) -> Example:
 
 
 def batch_of(examples) -> Batch:
+    """Examples as a batch of one a row."""
     rows = [[e] for e in examples]
     return collate(rows, Geometry().smallest(rows))
 
 
 def the_plan() -> Plan:
+    """The plan of LVR's latent loop."""
     return plan(SYSTEMS["lvr"], IDS, LATENTS)
 
 

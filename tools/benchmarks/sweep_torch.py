@@ -55,6 +55,7 @@ def write_checkpoint(folder: pathlib.Path) -> None:
 
 
 def ours(folder: pathlib.Path, examples, out: pathlib.Path) -> Sweeper:
+    """Our sweeper over the checkpoint."""
     config, params = load_hf(folder)
     sweeper = Sweeper(
         abstract_model(config)[0], jax.device_put(params), the_plan(), Decoding(max_new_tokens=STEPS, stop=()),
@@ -65,6 +66,7 @@ def ours(folder: pathlib.Path, examples, out: pathlib.Path) -> Sweeper:
 
 
 def batches(examples) -> list[Prompts]:
+    """Examples as prompts in batches."""
     parts = [examples[i : i + BATCH] for i in range(0, len(examples), BATCH)]
     return [Prompts(tuple(e.id for e in part), batch_of(part)) for part in parts]
 

@@ -98,6 +98,7 @@ def _example(rng, grid, latents: np.ndarray, prompt: int, answer: int) -> Exampl
 
 
 def write_checkpoint(folder: pathlib.Path) -> None:
+    """Writes a random Hugging Face checkpoint of the benchmark's size."""
     rng = np.random.default_rng(0)
 
     def draw(name: str, shape: tuple[int, ...]) -> np.ndarray:

@@ -91,6 +91,7 @@ def reference_patch_embedding(pixels: np.ndarray, kernel: np.ndarray) -> np.ndar
 
 @functools.cache
 def load_model(folder: pathlib.Path) -> Model:
+    """Loads a golden checkpoint as a model."""
     from lvr_jax.models.families import abstract_model
 
     config, params = load_hf(folder)

@@ -42,14 +42,17 @@ def with_head(case: Case) -> Model:
 
 
 def model_of(case: Case) -> Model:
+    """The case's model, with the recorded latent head for cases C."""
     return with_head(case) if case.kind.startswith("C") else case.model
 
 
 def head_module(case: Case) -> Iterator[Check]:
+    """Compares the latent head alone."""
     yield relative("y", model_of(case).bound.latent_head(case["x"]), case["y"], 2e-5)
 
 
 def plan_of(case: Case) -> Plan:
+    """The plan of the case's latent loop."""
     staged = "s" in case.meta or "plvr" in case.name
     spec = SYSTEMS["p_lvr" if staged else "lvr"]
     ids = {t: case.tokenizer.id(t) for t in (*spec.added_tokens,)}
@@ -159,6 +162,7 @@ def _headed(case: Case) -> Iterator[Check]:
 
 
 def generation(case: Case) -> Iterator[Check]:
+    """Compares generation step by step."""
     if case.kind == "D3":
         yield from _left_padded(case)
         return
@@ -191,6 +195,7 @@ class _Alone(Case):
 
 
 def corruption(case: Case) -> Iterator[Check]:
+    """Compares generation under recorded corruptions."""
     for run in ("clean_", "truncate_", "noise_0.1_", "noise_0.3_", "noise_1.0_", "swap_"):
         if f"{run}generated" in case:
             yield from _compare(case, run)

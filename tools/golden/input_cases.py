@@ -18,6 +18,7 @@ IGNORED = -100
 
 
 def preprocessing(case: Case) -> Iterator[Check]:
+    """Compares resizing and patches, bit by bit."""
     if "table" in case:
         for rule, columns in (("fetch", slice(4, 6)), ("processor", slice(6, 8))):
             ours = [
@@ -36,6 +37,7 @@ def preprocessing(case: Case) -> Iterator[Check]:
 
 
 def box_mapping(case: Case) -> Iterator[Check]:
+    """Compares the tokens that boxes cover."""
     def flat(factor=None):
         wanted = case["boxes"] if factor is None else [boxes.expand(box, factor) for box in case["boxes"]]
         tokens = [boxes.box_to_tokens(box, grid) for box, grid in zip(wanted, case["grid_hw"])]

@@ -131,6 +131,7 @@ def _decode(case: Case, batch, mask, vision, way, tolerance) -> Iterator[Check]:
 
 
 def check(case: Case) -> Iterator[Check]:
+    """Compares layout, tower and decoder, as far as the case recorded them."""
     if "image_grid_thw" in case:
         yield from layout_checks(case)
     yield from tower_checks(case)

@@ -25,6 +25,7 @@ ROUNDED = 4     # runs in fp64 from weights that are half a unit of fp32's last 
 
 
 def check(case: Case) -> Iterator[Check]:
+    """Compares five optimizer steps."""
     model, batch = case.model, batch_of(case)
     recipe = recipe_of(case, jnp.float32)
     mesh = make_mesh({}, jax.devices()[:1])

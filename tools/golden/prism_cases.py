@@ -56,6 +56,7 @@ def user_text(case: Case, tokens: np.ndarray) -> np.ndarray:
 
 
 def probe(case: Case) -> Iterator[Check]:
+    """Compares the logistic probe."""
     ours = logistic_probe(case["X"], case["y"])
     yield equal("k_fold_effective", len(ours.fold_accuracy), case["res_k_fold_effective"])
     if "fold_of_sample" in case:
@@ -73,12 +74,14 @@ def probe(case: Case) -> Iterator[Check]:
 
 
 def bootstrap(case: Case) -> Iterator[Check]:
+    """Compares bootstrap intervals of correlations."""
     for name, x, y, n, recorded in zip(case["row_names"], case["x"], case["y"], case["n"], case["result"]):
         ours = binomial_bootstrap(x, y, int(n))
         yield relative(f"{name}", [ours.point, ours.low, ours.high], recorded, 1e-12)
 
 
 def parsers(case: Case) -> Iterator[Check]:
+    """Compares answer extraction."""
     choices = dict.fromkeys("ABCD", "")
     texts = [str(text) for text in case["text"]]
     scores = [[float(first_character(text, choices) == letter) for letter in choices] for text in texts]
@@ -89,6 +92,7 @@ def parsers(case: Case) -> Iterator[Check]:
 
 
 def alignment(case: Case) -> Iterator[Check]:
+    """Compares cosines between latents and targets."""
     model, batch = case.model, batch_of(case)
     out = forward(model.graph, model.params, batch, Objective(stage_weights=(1.0,) * 3), Weights(0.0, 0.0))
     latent = np.asarray(objectives.is_latent(batch))[0]

@@ -56,6 +56,7 @@ def annotate(case: Case, examples: list[Example], labels: np.ndarray) -> list[Ex
 
 
 def batch_of(case: Case) -> Batch:
+    """The case's batch, with its recorded noise."""
     batch = case.batch(annotate(case, case.rows(), case["labels"]))
     if "noise_eta_unscaled" in case:
         noise = np.zeros((*batch["tokens"].shape, case["noise_eta_unscaled"].shape[-1]), np.float32)
@@ -65,6 +66,7 @@ def batch_of(case: Case) -> Batch:
 
 
 def objective_of(case: Case) -> Objective:
+    """The objective that the case was recorded with."""
     staged = case.meta.get("plvr_mode", False)
     return Objective(
         distance=case.meta["loss_lvr_fct"],
@@ -90,6 +92,7 @@ def losses_and_gradients(graph, params, batch, objective: Objective, weights: We
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
 def forward(graph, params, batch, objective: Objective, weights: Weights):
+    """One training pass, with logits."""
     model = nnx.merge(graph, params)
     out = objectives.forward(model, batch, objective, weights, jax.random.key(0), Compute())
     # Where the next position is a latent, the reference's LM head reads the state that a latent head has made.
@@ -108,6 +111,7 @@ def gradient_of(gradients: dict, config, name: str) -> np.ndarray:
 
 
 def check(case: Case) -> Iterator[Check]:
+    """Compares losses, latents and gradients."""
     if "records_json" in case:
         yield from sequences(case)
     model, batch, objective = model_of(case), batch_of(case), objective_of(case)
@@ -145,6 +149,7 @@ def check(case: Case) -> Iterator[Check]:
 
 
 def gradient_checks(case: Case, config, gradients: dict) -> Iterator[Check]:
+    """Compares gradient norms and recorded gradients."""
     norms = [np.linalg.norm(gradient_of(gradients, config, str(name))) for name in case["grad_param_names"]]
     yield relative("grad_param_norms", norms, case["grad_param_norms"], GRADIENT)
     for key in case.arrays:

@@ -1,0 +1,1 @@
+"""The miniature study: its runs, the jobs that they need, and the workers that do them."""

@@ -26,6 +26,7 @@ ORDINARY = 380          # 256 bytes and the most frequent merges; the first spec
 
 
 def make_tokenizer() -> ChatTokenizer:
+    """Makes the tiny checkpoint's tokenizer."""
     backend = tokenizers.Tokenizer(models.BPE())
     backend.normalizer = normalizers.NFC()
     backend.pre_tokenizer = pre_tokenizers.Sequence([

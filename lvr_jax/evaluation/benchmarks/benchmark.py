@@ -94,6 +94,7 @@ class Benchmark:
 
 
 def existing_folder(path: str | os.PathLike, name: str) -> Path:
+    """The folder as a path. Raises BenchmarkError if there is none."""
     folder = Path(path)
     if not folder.is_dir():
         raise BenchmarkError(f"{name}: {folder} is not a folder, expected the downloaded benchmark")
@@ -101,6 +102,7 @@ def existing_folder(path: str | os.PathLike, name: str) -> Path:
 
 
 def existing_file(path: Path, name: str) -> Path:
+    """The path of an index file. Raises BenchmarkError if there is none."""
     if not path.is_file():
         raise BenchmarkError(f"{name}: index file {path} is missing")
     return path

@@ -19,6 +19,7 @@ COLUMNS = ("index", "question", "multi-choice options", "answer", "category")
 
 
 def read(folder: str, name: str, any_count: bool) -> tuple[list[Row], ParquetImages]:
+    """Reads the rows and images of MME-RealWorld-Lite from its parquet shards."""
     root = existing_folder(folder, name)
     shards = sorted(root.rglob("*.parquet"))
     if not shards:

@@ -15,6 +15,7 @@ COLUMNS = ("id", "question", "options", "answer", "category")
 
 
 def read(folder: str, name: str, any_count: bool) -> tuple[list[Row], ParquetImages]:
+    """Reads the rows and images of VisualPuzzles from its parquet shards."""
     root = existing_folder(folder, name)
     shards = sorted(root.rglob("*.parquet"))
     if not shards:

@@ -14,6 +14,8 @@ from lvr_jax.models.interface import ConfigError
 
 @dataclasses.dataclass(frozen=True)
 class VisionConfig:
+    """The vision tower: sizes, window and which layers attend over whole images."""
+
     depth: int
     hidden: int                            # D of the tower
     intermediate: int
@@ -49,6 +51,8 @@ class VisionConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig:
+    """The decoder: sizes, rotary position embedding and whether its head is the embedding."""
+
     vocab: int                             # V, rows of the embedding
     hidden: int                            # D
     intermediate: int

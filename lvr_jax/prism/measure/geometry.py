@@ -87,6 +87,7 @@ def _retrieval(predicted, fed, target, valid) -> dict:
 
 
 def collapsed(latents, valid) -> dict:
+    """Measures of collapse over the items that fed latents; only their number if fewer than two did."""
     if np.any(valid, 1).sum() < 2:
         return {"items": int(np.any(valid, 1).sum())}
     return collapse(jnp.asarray(latents), jnp.asarray(valid)) | {"items": int(np.any(valid, 1).sum())}

@@ -192,6 +192,7 @@ def _batch(
 
 
 def read(folder) -> Sensitivity:
+    """Reads a finished measurement from its folder."""
     files = SweepFiles(folder)
     ids = files.manifest()["items"]
     parts = [files.load("gradient", number) for number in range(len(ids))]

@@ -5,7 +5,7 @@ eigendecomposition a fold serves every regularisation, every PCA rank, every lea
 (the real one and all controls). Equal to scikit-learn's RidgeClassifier and RidgeClassifierCV: +-1 targets, unpenalised
 intercept, one alpha shared by all classes.
 
-Letters beside DESIGN section 4: F folds, R training rows of a fold, E held-out rows, A rungs (an alpha and a PCA rank
+Letters beside the README's: F folds, R training rows of a fold, E held-out rows, A rungs (an alpha and a PCA rank
 each), J labelings, Y classes.
 """
 

@@ -23,6 +23,7 @@ PAIRS = (("cosine", "vstar"), ("cosine", "letter"), ("gap", "noise_0.1"), ("gap"
 
 
 def table(analyses: Sequence[Mapping], paper: Paper) -> Table:
+    """The table of correlations with their intervals, for this run and the paper."""
     rows, worded = [], any(a["clean"]["worded"] for a in analyses)
     for x, y in PAIRS:
         if y != "letter":                       # letters are all that the paper has
@@ -92,6 +93,7 @@ def _within(xs, ys, single: Sequence[bool]) -> str:
 
 
 def bracket(interval: Interval) -> str:
+    """An interval as text, "[+0.12, +0.34]"."""
     return f"[{number(interval.low, 2, sign=True)}, {number(interval.high, 2, sign=True)}]"
 
 

@@ -269,6 +269,7 @@ def sensitivity(a: Analysis) -> Figure | None:
 
 
 def of_paper(analyses: Sequence[Analysis], paper: Paper) -> dict[str, Figure]:
+    """Figures 1, 4 and 5 of the paper, for this run."""
     return {"figure-1": figure_1(analyses, paper), "figure-4": figure_4(analyses, paper),
             "figure-5": figure_5(analyses, paper)}  # fmt: skip
 

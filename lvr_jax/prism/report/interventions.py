@@ -21,6 +21,7 @@ def _last(interval: Mapping | None) -> Mapping | None:
 
 
 def content_probes(a: Analysis) -> Table | None:
+    """Accuracy of the content probes by position; None where none were fitted."""
     found = a["probes"].get("content")
     probed = [(name, (found or {}).get(name)) for name in ("closed", "options")]
     if not any(grid for _, grid in probed):
@@ -48,6 +49,7 @@ def content_probes(a: Analysis) -> Table | None:
 
 
 def content_by_kind(a: Analysis) -> Table | None:
+    """Accuracy of the content probes by kind of question; None without closed answer sets."""
     found = a["probes"].get("content") or {}
     if not found.get("closed"):
         return None
@@ -66,6 +68,7 @@ def content_by_kind(a: Analysis) -> Table | None:
 
 
 def gaps(a: Analysis) -> Table | None:
+    """What each position adds over the one before it; None where nothing was probed."""
     found = (a["probes"].get("content") or {}).get("gap") or {}
     if pair(a, "gap") is None and not found:
         return None
@@ -91,6 +94,7 @@ def gaps(a: Analysis) -> Table | None:
 
 
 def argued(a: Analysis) -> Table | None:
+    """What replies argue for under each directed condition; None where there are none."""
     rows = []
     for name, s in (a.get("argued") or {}).items():
         o = s["offered"]
@@ -130,6 +134,7 @@ def crossed(analyses: Sequence[Analysis]) -> Table | None:
 
 
 def lens(a: Analysis) -> Table | None:
+    """Likeliest words of each latent under the logit lens; None where it was not measured."""
     rows = []
     for stage, latents in ((a.get("lens") or {}).get("by") or {}).items():
         for j, s in enumerate(latents):

@@ -57,6 +57,7 @@ def decimals(printed: str) -> int:
 
 
 def load_paper() -> Paper:
+    """Reads the published numbers from paper.json."""
     raw = json.loads(_FILE.read_text())
     columns = {name: np.array([float(v) for v in column["values"]]) for name, column in raw["columns"].items()}
     return Paper(tuple(raw["variants"]), columns, raw)

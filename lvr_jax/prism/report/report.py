@@ -167,6 +167,7 @@ def slug(name: str) -> str:
 
 
 def table_csv(table: Table) -> str:
+    """A table as CSV, each row marked as this run's or published."""
     rows = [("source", *table.columns)]
     first = len(table.rows) if table.published is None else table.published
     rows += [("run" if n < first else "published", *row) for n, row in enumerate(table.rows)]

@@ -29,6 +29,7 @@ class Table:
 
 
 def number(value: float | None, digits: int = 1, scale: float = 1.0, sign: bool = False) -> str:
+    """A number as text, with a minus sign; a dash where there is none."""
     if value is None or not np.isfinite(value):
         return NOTHING
     text = f"{scale * value:{'+' if sign else ''}.{digits}f}"
@@ -36,15 +37,17 @@ def number(value: float | None, digits: int = 1, scale: float = 1.0, sign: bool 
 
 
 def percent(value: float | None, digits: int = 1) -> str:
+    """A share as percent."""
     return number(value, digits, 100)
 
 
 def points(value: float | None, digits: int = 1) -> str:
+    """A difference of shares as signed percentage points."""
     return number(value, digits, 100, sign=True)
 
 
 def within(interval: Mapping | None, scale: float = 100, digits: int = 1, sign: bool = False) -> str:
-    """point [low, high]"""
+    """A value with its interval as text: point [low, high]."""
     if interval is None or interval.get("point") is None:
         return NOTHING
     p, low, high = (number(interval[key], digits, scale, sign) for key in ("point", "low", "high"))
@@ -52,6 +55,7 @@ def within(interval: Mapping | None, scale: float = 100, digits: int = 1, sign: 
 
 
 def probability(p: float | None) -> str:
+    """A p-value as text."""
     if p is None:
         return NOTHING
     return "< 0.0001" if p < 1e-4 else f"{p:.4f}" if p < 0.1 else f"{p:.2f}"
@@ -74,6 +78,7 @@ def letter_delta(analysis: Analysis, column: str) -> float | None:
 
 
 def delta(analysis: Analysis, column: str) -> float | None:
+    """Points of accuracy that a condition of the paper changes; None where it was not run."""
     found = effect(analysis, column)
     return None if found is None else found["delta"]
 
@@ -122,6 +127,7 @@ def _printed(paper: Paper, column: str, v: int) -> str:
 
 
 def table_1(analyses: Sequence[Analysis], paper: Paper) -> Table:
+    """Table 1 of the paper: accuracy, cosine and the diagnostics of every variant."""
     rows = [(a["name"], *(_run_cell(c, read(a)) for c, read in COLUMNS.items())) for a in analyses]
     rows += [(v, *(_printed(paper, c, n) for c in COLUMNS)) for n, v in enumerate(paper.variants)]
     return Table(
@@ -138,6 +144,7 @@ FEW = 5         # items: a correlation over effects of no more is marked
 
 
 def table_2(analyses: Sequence[Analysis], paper: Paper) -> Table:
+    """Table 2 of the paper: correlations between the columns of table 1."""
     rows, seen = [], set()
     letters = [{"x": "cosine", "y": "letter", "r": NOTHING}] if any(a["clean"]["worded"] for a in analyses) else []
     for published in [*letters, *paper.raw["correlations"]]:
@@ -173,6 +180,7 @@ def moved_items(analysis: Analysis, column: str) -> int:
 
 
 def table_3(analyses: Sequence[Analysis], paper: Paper) -> Table:
+    """Table 3 of the paper: accuracy of logistic probes at its pair of positions."""
     def probe(a, name):
         found = pair(a, "logistic", name)
         return NOTHING if found is None else f"{percent(found['accuracy'])} ± {percent(found['accuracy_std'])}"
@@ -202,6 +210,7 @@ def table_3(analyses: Sequence[Analysis], paper: Paper) -> Table:
 
 
 def table_4(analyses: Sequence[Analysis], paper: Paper) -> Table:
+    """Table 4 of the paper: points that each corruption changes."""
     rows = []
     for a in analyses:
         cells = [within(None if (e := effect(a, c)) is None else e["delta_interval"], sign=True)
@@ -225,6 +234,7 @@ def table_4(analyses: Sequence[Analysis], paper: Paper) -> Table:
 
 
 def conditions(a: Analysis) -> Table:
+    """Every condition of a checkpoint: accuracy, difference from clean, interval and test."""
     rows = []
     for e in a["conditions"]:
         s, letter = e["stats"], e["letter"]
@@ -251,6 +261,7 @@ def conditions(a: Analysis) -> Table:
 
 
 def probes(a: Analysis) -> Table:
+    """Probe accuracy and selectivity by position and layer."""
     rows = []
     for name, p in a["probes"]["grid"].items():
         if "reason" in p:
@@ -290,6 +301,7 @@ GUESSES = {"neighbour": "guess: neighbouring token of the answer's box", "box_me
 
 
 def alignment(a: Analysis) -> Table | None:
+    """Cosine between latents and their targets; None where there are no targets."""
     rows = []
     for stage, s in a["alignment"].items():
         matched, later = s.get("matched", {}), s.get("later", {})
@@ -319,6 +331,7 @@ def alignment(a: Analysis) -> Table | None:
 
 
 def alignment_by_latent(a: Analysis) -> Table | None:
+    """Cosine between latents and their targets, latent by latent; None where there are none."""
     rows = [(f"{stage}, latent {row['latent']}", str(row["items"]), number(row["teacher_forced"], 3),
              number(row["free_running"], 3))
             for stage, s in a["alignment"].items() for row in s.get("by_latent", ())]  # fmt: skip
@@ -353,6 +366,7 @@ def capacity(a: Analysis) -> Table | None:
 
 
 def collapse(a: Analysis) -> Table:
+    """How alike the latents of different items are."""
     named = [(f"{stage}, own latents", c) for stage, c in a["collapse"].items()]
     named += [(f"{stage}, targets", s["collapse_of_targets"]) for stage, s in a["alignment"].items()]
     rows = [
@@ -368,11 +382,13 @@ def collapse(a: Analysis) -> Table:
 
 
 def of_checkpoint(a: Analysis) -> list[Table]:
+    """All tables of one checkpoint that have something to say."""
     made = (conditions(a), probes(a), capacity(a), floor(a), alignment(a), alignment_by_latent(a), collapse(a))
     return [t for t in made if t is not None]
 
 
 def of_paper(analyses: Sequence[Analysis], paper: Paper) -> list[Table]:
+    """Tables 1 to 4 of the paper, for this run."""
     return [make(analyses, paper) for make in (table_1, table_2, table_3, table_4)]
 
 

@@ -41,7 +41,7 @@ def test_every_number_has_a_source_and_every_column_a_value_for_each_variant():
     assert PAPER.of("vstar", "N-LVR") == 71.7
 
 
-# The contradictions carry their numbers in the project's notes on the paper (section 1.9).
+# The contradictions are numbered as in lvr_jax/prism/report/paper.py.
 
 
 def test_4_within_the_single_stage_variants_cosine_goes_with_accuracy():
