@@ -103,6 +103,23 @@ def test_axes_are_runs_of_their_own_with_names_fields_and_folders_of_their_own(t
     assert f"--config.steps={2 * config().train.steps}" in command and longer["convert tiny_one_offset"]
 
 
+def test_settings_named_light_have_light_audits_with_all_that_settings_are_compared_by(tmp_path):
+    from configs import prism as settings
+    from lvr_jax.prism.report.setting_comparison import INTERVENTIONS
+    from study.summary import SHOWN
+
+    jobs = {job.name: job for job in study.jobs(config(), tmp_path)}
+    light = {name.removeprefix("audit ") for name, job in jobs.items() if "configs/prism.py:light" in job.command}
+    full = {name.removeprefix("audit ") for name, job in jobs.items() if "configs/prism.py" in job.command}
+    assert full == {"lvr", "n_lvr", "d_lvr", "p_lvr_2", "p_lvr_3"}
+    assert light == {run.name for run in study.runs(config(), tmp_path) if run.setting != "plain"}
+    (names,) = (a for a in jobs["audit masked: lvr"].command if a.startswith("--config.conditions.names="))
+    run_in_full = set(settings.get_config().conditions.names.split(","))
+    assert {*INTERVENTIONS, *SHOWN} <= set(names.partition("=")[2].split(",")) <= run_in_full
+    with pytest.raises(ValueError, match="light has 'dark', expected some of plain, "):
+        study.jobs(config(light="dark"), tmp_path)
+
+
 @pytest.mark.parametrize("setting, name", [("bottleneck", "bottleneck"), ("masked", "masked_input")])
 def test_a_setting_is_the_config_that_has_its_name(tmp_path, setting, name):
     """What `runs.SETTING = "lvr"` trains is what configs/NAME.py trains."""

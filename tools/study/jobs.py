@@ -3,14 +3,18 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from configs.prism import LIGHT
 from lvr_jax.files.shipped import CONFIGS, TOOLS
+from lvr_jax.prism.experiment import names
 from study.runs import SETTINGS, TEXT_ONLY, Run, runs
 
+# What settings are compared by, besides the conditions of a light audit.
+COMPARED = "donor,norm_matched"
 STAGES = ("convert", "train", "evaluate", "audit")
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +41,8 @@ def jobs(config: ConfigDict, workdir: Path) -> list[Job]:
 class _Study:
     def __init__(self, config: ConfigDict, workdir: Path):
         self.config, self.workdir = config, workdir
-        self.rules = _content([CONFIGS])
+        # The study's own config reaches jobs through their commands alone.
+        self.rules = _content([CONFIGS], ("reproduce.py",))
         self.keys: dict[str, str] = {}
 
     def jobs(self) -> Iterator[Job]:
@@ -60,8 +65,7 @@ class _Study:
         settings = {
             "init.checkpoint": self._converted(run.base), "seed": run.seed,
             "steps": c.train.steps * SETTINGS[run.setting].longer,
-            "rows": c.train.rows, "held_out.every": 0, "log.progress": False,
-            "log.tensorboard": False, "compilation_cache": self.workdir / "compiled", **run.fields(),
+            "rows": c.train.rows, "held_out.every": 0, "log.progress": False, "log.tensorboard": False, **run.fields(),
         }  # fmt: skip
         if run.config == "base":
             settings["steps"] = 0
@@ -81,7 +85,7 @@ class _Study:
         place = run.folder / "train"
         command = ["train.py", "--config", f"configs/{run.config}.py:tiny", "--workdir", place, *_flags(settings)]
         share = 0.4 if run.config == "d_lvr" else 1.0
-        seconds = steps * c.seconds.step * share
+        seconds = steps * c.seconds.step * share + (c.seconds.compile if steps else 0)
         return self._job(
             f"train {run.name}", "train", command, after, place, seconds, (place / "metrics.jsonl", steps)
         )
@@ -99,11 +103,11 @@ class _Study:
 
     def _audit(self, run: Run) -> Job:
         place = run.folder / "audit"
-        command = ["prism.py", "--config", "configs/prism.py", "--workdir", place, "--noprogress",
-                   *_flags(prism_settings(self.config, run))]  # fmt: skip
-        return self._job(
-            f"audit {run.name}", "audit", command, [f"train {run.name}"], place, self.config.seconds.audit
-        )
+        light = is_light(self.config, run)
+        command = ["prism.py", "--config", "configs/prism.py" + (":light" if light else ""), "--workdir", place,
+                   "--noprogress", *_flags(prism_settings(self.config, run))]  # fmt: skip
+        seconds = self.config.seconds.light if light else self.config.seconds.audit
+        return self._job(f"audit {run.name}", "audit", command, [f"train {run.name}"], place, seconds)
 
     def _job(self, name, stage, command, after, made, seconds, steps=None, content="") -> Job:
         """content: a digest of what the command reads besides configs and what earlier jobs made."""
@@ -119,14 +123,24 @@ def _conversion(base: Path) -> str:
     return f"convert {base.name}"
 
 
+def is_light(config: ConfigDict, run: Run) -> bool:
+    """Whether its audit is `configs/prism.py:light`."""
+    return run.setting in names(config.light)
+
+
 def prism_settings(config: ConfigDict, run: Run) -> dict:
-    """What differs from configs/prism.py."""
+    """What differs from configs/prism.py, or from `configs/prism.py:light`."""
+    if unknown := set(names(config.light)) - set(SETTINGS):
+        raise ValueError(f"light has {sorted(unknown)[0]!r}, expected some of {', '.join(SETTINGS)}")
+    own = {"conditions.names": f"{LIGHT},{COMPARED}"} if is_light(config, run) else {
+        "conditions.sigmas": tuple(config.sigmas), "conditions.per_latent": "step_mean"
+    }  # fmt: skip
     scenes = ", ".join(f"{name}={value!r}" for name, value in {"size": config.audited, **run.scenes}.items())
     return {
         "checkpoint": run.checkpoint, "names": run.name, "benchmark": "digit_search", "options": scenes,
         "switches": "max_new_tokens=48", "budget": config.budget, "rows": 50, "programs": 1,
-        "conditions.sigmas": tuple(config.sigmas), "conditions.per_latent": "step_mean", "alignment.latents": 16,
-        "alignment.count": config.audited, "draws": config.draws, "gallery": 2, "report": False,
+        "alignment.latents": 16, "alignment.count": config.audited, "draws": config.draws, "gallery": 2,
+        "report": False, **own,
     }  # fmt: skip
 
 
@@ -134,9 +148,11 @@ def _flags(settings: dict) -> list[str]:
     return [f"--config.{name}={value}" for name, value in settings.items()]
 
 
-def _content(folders: list[Path]) -> str:
+def _content(folders: list[Path], without: Sequence[str] = ()) -> str:
     found = hashlib.sha256()
     for folder in folders:
         for path in sorted(p for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts):
+            if path.name in without:
+                continue
             found.update(path.name.encode() + path.read_bytes())
     return found.hexdigest()

@@ -12,7 +12,7 @@ from lvr_jax.evaluation.scoring import summarise
 from lvr_jax.prism import experiment
 from lvr_jax.prism.report import report
 from lvr_jax.prism.report.tables import NOTHING, Table, cosine, number, percent, points
-from study.jobs import prism_settings
+from study.jobs import is_light, prism_settings
 from study.runs import TEXT_ONLY, Run, runs
 
 # Corruptions in the headline: what takes the latents' content away, and what hands the answer over.
@@ -44,7 +44,7 @@ def write_report(config: ConfigDict, workdir: Path) -> tuple[epath.Path, Table]:
 
 
 def _audit(config: ConfigDict, run: Run):
-    c = prism_config.get_config()
+    c = prism_config.get_config("light" if is_light(config, run) else "")
     for name, value in prism_settings(config, run).items():
         *path, last = name.split(".")
         node = c
