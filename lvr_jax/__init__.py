@@ -17,7 +17,7 @@ from pathlib import Path
 __version__ = "0.1.0"
 
 # Checkpoints that ship with the package: the base of the miniature study, which feeds no latents, and an LVR model.
-TINY = str(Path(__file__).parent / "assets" / "tiny")
+TINY, TINY_LVR = (str(Path(__file__).parent / "assets" / name) for name in ("tiny", "tiny_lvr"))
 
 _LAZY = {
     "open": ("lvr_jax.api.model", "open_model"),
@@ -31,7 +31,7 @@ _LAZY = {
     "audit": ("lvr_jax.api.audited", "audit"),
 }
 
-__all__ = ["TINY", "__version__", *_LAZY]
+__all__ = ["TINY", "TINY_LVR", "__version__", *_LAZY]
 
 
 def __getattr__(name: str):

@@ -159,7 +159,7 @@ def write_files(folder: Path, tokenizer: ChatTokenizer, config: Config) -> None:
     (folder / "tokenizer.json").write_text(tokenizer.backend.to_str())
     end = tokenizer.id(IM_END)
     for name, fields in {
-        "config.json": config.to_hf() | {"bos_token_id": end, "eos_token_id": end},
+        "config.json": config.to_hf() | {"bos_token_id": end, "eos_token_id": end, "lvr_prompts": "scenes"},
         "generation_config.json": {"do_sample": False, "eos_token_id": [end]},
         "preprocessor_config.json": {
             "image_processor_type": "Qwen2VLImageProcessor", "min_pixels": 28 * 28, "max_pixels": 112 * 112,

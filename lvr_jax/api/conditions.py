@@ -120,6 +120,12 @@ def resolve(asked: Sequence[Asked], item: Sequence[int], plan: Plan) -> tuple[li
     return [c.record for c in made], {**SOURCES, **own}
 
 
+def needs_others(made: Condition) -> bool:
+    """Whether it feeds the latents of other items."""
+    source = SOURCES.get(made.record.source)
+    return made.function is None and source is not None and source.donor is not None
+
+
 # Constructors --------------------------------------------------------------------------------------------------------
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -29,8 +29,8 @@ from lvr_jax.models.layers import Compute
 from lvr_jax.prism.measure import capture
 from lvr_jax.prism.measure.items import Items, template_for
 
-# A checkpoint's config.json may name the harness whose prompts it was trained on.
-PROMPTS = "lvr_prompts"
+# What a checkpoint's config.json may say of its training: the harness whose prompts it knows, latents a block.
+PROMPTS, BUDGET = "lvr_prompts", "lvr_budget"
 ROWS = 8
 DEFAULT = ("zero", "mean", "donor")
 # Letters whose logits are kept: so many, or a multiple, that another number of options is no other program.
@@ -49,8 +49,8 @@ def open_model(
     system: its latent system, "none" for ordinary text (default: what config.json and tokenizer say)
     protocol: how it is asked, "clean" (default: what `tools/evaluate.py` recommends: one resize as in training, greedy,
         no repetition penalty, 8 latents a block) or "paper"; the next three are switches of it
-    budget: latents a block; max_new_tokens: of a reply; prompts: a harness of evaluation.prompts, which writes options
-        and instruction (default: the one that config.json names as `lvr_prompts`, else the protocol's)
+    budget: latents a block; prompts: a harness of evaluation.prompts, which writes options and instruction (defaults:
+        what config.json says as `lvr_budget` and `lvr_prompts`, else the protocol's); max_new_tokens: of a reply
     force_latents: every prompt ends with the start marker, so that a latent block is always opened
     dtype: of the computation (default: float32 on a CPU, else bfloat16); weights are held as they are stored where that
         is narrower, and widened where they are used
@@ -59,20 +59,21 @@ def open_model(
     Raises CheckpointError, ConfigError, TokenizerError, SpecError or BenchmarkError, one line each, before weights are
     read where that is possible.
     """
-    switches = {}
-    base = protocols.protocol(protocol)
-    if budget is not None:
-        switches |= dict.fromkeys(("steps", "staged_steps"), Budget(budget, budget, budget))
-    if max_new_tokens is not None:
-        switches["max_new_tokens"] = max_new_tokens
-    if prompts is not None:
-        switches["prompts"] = prompts
-    chosen = protocols.protocol(protocol, **switches) if switches else base
+    given = {"prompts": prompts, "max_new_tokens": max_new_tokens}
+    _protocol(protocol, budget, given)                      # refused before weights are read
     compute = Compute(jnp.dtype(dtype) if dtype is not None else _default_dtype())
     subject = open_subject(checkpoint, system=system)
-    if prompts is None and subject.fields.get(PROMPTS):
-        chosen = protocols.protocol(protocol, **switches, prompts=subject.fields[PROMPTS])
-    return Model(subject, chosen, compute, seed, force_latents)
+    given["prompts"] = prompts or subject.fields.get(PROMPTS)
+    budget = subject.fields.get(BUDGET) if budget is None else budget
+    return Model(subject, _protocol(protocol, budget, given), compute, seed, force_latents)
+
+
+def _protocol(name: str, budget: int | None, switches: Mapping[str, Any]) -> Protocol:
+    """The named protocol with the switches that are not None; the budget is latents a block in every kind of run."""
+    found = {key: value for key, value in switches.items() if value is not None}
+    if budget is not None:
+        found |= dict.fromkeys(("steps", "staged_steps"), Budget(budget, budget, budget))
+    return protocols.protocol(name, **found)
 
 
 def _default_dtype():
@@ -94,7 +95,7 @@ class Model:
 
     def __repr__(self) -> str:
         return (f"Model({self.subject.name!r}, system {self.subject.spec.name!r}, {self.latents} latents a block, "
-                f"protocol {self.protocol.name!r})")  # fmt: skip
+                f"protocol {self.protocol.name.split(',')[0]!r})")  # fmt: skip
 
     @property
     def latents(self) -> int:

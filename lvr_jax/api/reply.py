@@ -108,6 +108,10 @@ class Reply:
         """For each latent the five likeliest words if the LM head read it, with their probabilities."""
         return self._sight.lens(self.latents)
 
+    def draw(self, title: str = ""):
+        """A matplotlib Figure: the first picture with its box, and a heat map of `similarity` for each latent."""
+        return self._sight.draw(self.similarity[0], title)
+
     def record(self) -> dict:
         """One row of a table: plain values only."""
         return {"item": self.item, "condition": self.condition, "text": self.text, "letter": self.letter,

@@ -74,6 +74,15 @@ class Sight:
         x, y = width / int(w), height / int(h)
         return (column * x, row * y, (column + 1) * x, (row + 1) * y), cosine, image
 
+    def draw(self, maps: np.ndarray, title: str):
+        """The first picture, as the model sees it, with its box and these heat maps [Z, rows, columns]."""
+        # Imported here, because matplotlib takes a second.
+        from lvr_jax.prism.report.gallery import MOST, drawn, first_picture
+
+        sample, example = self._prompt
+        boxes = [b for b, i in zip(sample.boxes, sample.box_images or (0,) * len(sample.boxes)) if i == 0]
+        return drawn(first_picture(example.patches, example.grids), maps[:MOST], boxes, title)
+
     def lens(self, latents: np.ndarray) -> list[list[tuple[str, float]]]:
         """The likeliest words of each latent, as the LM head reads it, with their probabilities."""
         if not len(latents):

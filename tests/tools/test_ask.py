@@ -1,0 +1,91 @@
+"""One command asks about one picture: the shipped checkpoint answers, shows its latents, and answers under conditions."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import ask
+import lvr_jax
+
+ROOT = Path(__file__).resolve().parents[2]
+SHORT = ("--max-new-tokens", "24")
+
+
+@pytest.fixture
+def photo(tmp_path):
+    scene = lvr_jax.scenes(1)[0]
+    Image.fromarray(scene.images[0]).save(tmp_path / "photo.png")
+    return str(tmp_path / "photo.png")
+
+
+def test_the_answer_the_latents_and_the_table_are_printed_and_drawn(tmp_path, capsys):
+    """Scene 0 is answered right; zeros in the latents' place take the word away, another scene's latents are named."""
+    drawing = tmp_path / "answer.png"
+    assert ask.main([*SHORT, "--conditions", "zero,donor,noise=0.3", "--save", str(drawing)]) == 0
+    out = capsys.readouterr().out
+    scene = lvr_jax.scenes(1)[0]
+    assert scene.question.splitlines()[0] in out and f"{scene.letter} {scene.answer}  right" in out
+    assert "[latent 0][latent 1][latent 2][latent 3]" in out and "[latent 4]" not in out
+    latents = re.findall(r"^(\d) +(\d+)\.\.(\d+), (\d+)\.\.(\d+)   (-?[\d.]+) +'", out, re.MULTILINE)
+    assert [int(row[0]) for row in latents] == [0, 1, 2, 3]
+    assert all(int(x1) - int(x0) == int(y1) - int(y0) == 28 and -1 <= float(c) <= 1 for _, x0, x1, y0, y1, c in latents)
+    table = out.split("condition ")[1].splitlines()[1:5]
+    assert [line.split()[0] for line in table] == ["clean", "zero", "donor", "noise_0.3"]
+    assert "changed" in table[1] and "digits-test-0-" in table[2]
+    with Image.open(drawing) as picture:
+        assert picture.size[0] > 500
+
+
+def test_a_picture_of_ones_own_is_asked_the_same(photo, capsys):
+    """The scene as a file, with its question and options given by hand, is the scene."""
+    scene = lvr_jax.scenes(1)[0]
+    question = scene.question.splitlines()[0]
+    assert ask.main([*SHORT, "--image", photo, "--question", question, "--options", ",".join(scene.options)]) == 0
+    own = capsys.readouterr().out
+    assert ask.main(SHORT) == 0
+    assert own.splitlines() == [line.replace("  right", "") for line in capsys.readouterr().out.splitlines()]
+
+
+BAD = {
+    "no such picture": (["--image", "nowhere.png", "--question", "What?"], "nowhere.png: cannot be read"),
+    "no picture": (["--image", __file__, "--question", "What?"], "cannot be read"),
+    "one option": (["--question", "What?", "--options", "red"], "options is ['red']"),
+    "no text": (["--question", " "], "question is ' '"),
+    "no number": (["--question", "What?", "--box", "a,b"], "--box is 'a,b'"),
+    "no such condition": (["--conditions", "zeros"], "condition 'zeros'"),
+    "no such checkpoint": (["--checkpoint", "nowhere"], "nowhere: no such folder"),
+    "no budget": (["--budget", "0"], "is 0, expected a whole number above 0"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_and_status_two(case, capsys):
+    arguments, said = BAD[case]
+    assert ask.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.startswith("ask: ") and error.count("\n") == 1
+
+
+def test_a_donor_is_asked_for_before_weights_are_read(photo, capsys):
+    arguments = ["--image", photo, "--question", "What?", "--conditions", "donor", "--checkpoint", "nowhere"]
+    assert ask.main(arguments) == 2
+    assert "expected --donor FILE" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments, said", [
+    (["--image", "photo.jpg"], "--question is missing"), (["--options", "a,b"], "which is missing"),
+    (["--scene", "-1"], "--scene is -1"), (["--save", "answer.txt"], "ends in .png"),
+])  # fmt: skip
+def test_wrong_flags_are_refused(arguments, said, capsys):
+    with pytest.raises(SystemExit) as error:
+        ask.main(arguments)
+    assert error.value.code == 2 and said in capsys.readouterr().err
+
+
+def test_help_has_an_example():
+    found = subprocess.run([sys.executable, ROOT / "tools/ask.py", "--help"], capture_output=True, text=True, check=True)
+    assert "python tools/ask.py --checkpoint LVR-7B --image photo.jpg" in found.stdout

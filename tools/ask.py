@@ -1,0 +1,164 @@
+"""Asks a checkpoint one question about one picture and shows its latents: where they point and what they would say.
+
+    python tools/ask.py
+    python tools/ask.py --conditions zero,noise=0.3,donor --save answer.png
+    python tools/ask.py --checkpoint LVR-7B --image photo.jpg --question "What colour is the cup?" --options red,blue
+
+Without --image a generated scene is asked about, without --checkpoint the tiny one that ships with the package. The
+reply is printed when it is complete: prefill and reply are two compiled programs, which nothing leaves half-way. Then
+come, for each latent, the image token that it is nearest to and the words that the LM head reads in it, and a table of
+the answers under --conditions: names as audits use them (zero, donor, mean, oracle, noise=0.3, zero@0, ...).
+
+Exit status: 0 done, 1 failed, 2 bad input.
+"""
+
+import argparse
+import string
+import sys
+
+import lvr_jax
+
+SCENES = 8          # the one that is asked about, and donors
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="ask", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--checkpoint", default=lvr_jax.TINY_LVR, metavar="DIR", help="Hugging Face or Orbax folder (default: tiny_lvr)")
+    add("--image", action="append", metavar="FILE", help="a picture; again for a question about several")
+    add("--question", metavar="TEXT", help="without options and instruction")
+    add("--options", metavar="A,B,..", help="texts of the options; none: an open question")
+    add("--answer", metavar="TEXT", help="the right option, where it is known")
+    add("--box", metavar="X0,Y0,X1,Y1", help="where the answer is, 0..1 of width and height: for oracle and wrong_box")
+    add("--conditions", metavar="C,C,..", help="also answer under these")
+    add("--donor", action="append", default=[], metavar="FILE", help="another picture, of which donors' and mean latents are")
+    add("--scene", type=int, default=0, metavar="N", help="which generated scene, without --image (default: 0)")
+    add("--budget", type=int, metavar="N", help="latents a block (default: the checkpoint's, else 8)")
+    add("--system", metavar="NAME", help="latent system (default: what config.json says)")
+    add("--force-latents", action="store_true", help="end the prompt with the start marker: a block is always opened")
+    add("--max-new-tokens", type=int, metavar="N", help="of the reply (default: 512)")
+    add("--dtype", choices=("float32", "bfloat16"), help="of the computation (default: float32 on a CPU)")
+    add("--save", metavar="FILE", help="picture, heat map of each latent and answers, as png, pdf or svg")
+    options = parser.parse_args(arguments)
+    if options.image and not options.question:
+        parser.error("--question is missing, expected one about --image")
+    if options.scene < 0:
+        parser.error(f"--scene is {options.scene}, expected 0 or more")
+    if options.question is None and (options.options or options.answer or options.box):
+        parser.error("--options, --answer and --box are of a --question, which is missing")
+    if options.save and not options.save.lower().endswith((".png", ".pdf", ".svg")):
+        parser.error(f"--save is {options.save!r}, expected a name that ends in .png, .pdf or .svg")
+    return options
+
+
+def items_of(options: argparse.Namespace) -> list:
+    """What is asked, first, and what donors and means are made of. Pictures are read here, before any weights."""
+    from lvr_jax.api.questions import Item, ItemError
+    from lvr_jax.data.images import load_image
+
+    split = lambda text: [part.strip() for part in text.split(",")]  # noqa: E731
+    choices = split(options.options) if options.options else None
+    try:
+        box = [float(x) for x in split(options.box)] if options.box else None
+    except ValueError:
+        raise ItemError(f"--box is {options.box!r}, expected four numbers such as 0.1,0.2,0.4,0.5") from None
+    scenes = [] if options.image else lvr_jax.scenes(options.scene + SCENES)[options.scene :]
+    pictures = [load_image(each) for each in options.image] if options.image else list(scenes[0].images)
+    if options.question is None:
+        return scenes
+    donors = [load_image(each) for each in options.donor] or [scene.images[0] for scene in scenes[1:]]
+    asked = Item(pictures, options.question, choices, options.answer, box, id=options.image[0] if options.image else "")
+    return [asked, *(Item(each, options.question, choices) for each in donors)]
+
+
+def ask(options: argparse.Namespace) -> None:
+    items = items_of(options)
+    # Imported after the pictures were read: JAX takes a second or two.
+    from lvr_jax.api.conditions import condition, needs_others
+    from lvr_jax.latents.conditions import ConditionError
+    from lvr_jax.training.compilation import use_compilation_cache
+
+    wanted = [condition(name) for name in options.conditions.split(",")] if options.conditions else []
+    for each in wanted:
+        if needs_others(each) and len(items) < 2:
+            raise ConditionError(f"condition {each.name!r} needs other pictures' latents, expected --donor FILE")
+    use_compilation_cache("auto", ".")
+    model = lvr_jax.open(
+        options.checkpoint, system=options.system, budget=options.budget, max_new_tokens=options.max_new_tokens,
+        force_latents=options.force_latents, dtype=options.dtype,
+    )  # fmt: skip
+    print(f"{'model':10} {options.checkpoint}: {model.subject.spec.name}, {model.latents} latents a block")
+    print(asked_of(items[0]), flush=True)
+    reply = model.ask(items[0])
+    print(shown(reply), flush=True)
+    found = model.sweep(items, wanted) if wanted else None
+    table = rows_of(found) if found else ""
+    if table:
+        print(f"\n{table}")
+    if options.save:
+        reply.draw(table).savefig(options.save, dpi=200)
+        print(f"\n{options.save}")
+
+
+def asked_of(item) -> str:
+    choices = "".join(f"\n{'':11}({letter}) {text}" for letter, text in zip(string.ascii_uppercase, item.options or ()))
+    return f"{'question':10} {item.question.splitlines()[0]}{choices}"
+
+
+def shown(reply) -> str:
+    """Reply, answer, attention, and a line a latent."""
+    count = iter(range(len(reply.is_latent)))
+    said = "".join(f"[latent {next(count)}]" if latent else text for text, latent in reply.pieces).strip()
+    lines = [f"{'reply':10} {said.replace(chr(10), chr(10) + ' ' * 11)}"]
+    right = "" if reply.right is None else "  right" if reply.right else "  wrong"
+    answer = " ".join(filter(None, (reply.letter, reply.content))) or "none that can be read"
+    lines.append(f"{'answer':10} {answer}{right}" + "".join(
+        f"   {letter} {p:.2f}" for letter, p in (reply.probabilities or {}).items()))  # fmt: skip
+    if reply.attention:
+        names = ("image", "latents", "text", "reply")
+        shares = ", ".join(f"{name} {getattr(reply.attention, name):.0%}" for name in names)
+        lines.append(f"{'attention':10} {shares}, of the position that picks the answer")
+    if not len(reply.latents):
+        return "\n".join([*lines, "no latent was fed (--force-latents opens a block)"])
+    lines += ["", f"{'latent':8}{'nearest image token, x and y in pixels, cosine':50}likeliest words"]
+    for z, (nearest, words) in enumerate(zip(reply.nearest, reply.lens)):
+        (x0, y0, x1, y1), best = nearest[0].box, nearest[0]
+        place = f"{x0:.0f}..{x1:.0f}, {y0:.0f}..{y1:.0f}" + (f" of picture {best.image}" if best.image else "")
+        spoken = ", ".join(f"{word!r} {p:.2f}" for word, p in words[:3])
+        lines.append(f"{z:<8}{f'{place}   {best.cosine:.2f}':50}{spoken}")
+    return "\n".join(lines)
+
+
+def rows_of(found) -> str:
+    """The asked item's answer under every condition."""
+    lines = [f"{'condition':28}{'answer':24}{'':8}{'margin':>8}   latents of"]
+    for name in found:
+        reply, clean = found[name][0], found["clean"][0]
+        answer = " ".join(filter(None, (reply.letter, reply.content))) or "none"
+        margin = "" if reply.margin is None else f"{reply.margin:+.2f}"
+        note = "nothing to feed" if reply.missing else reply.donor or ""
+        lines.append(f"{name:28}{answer:24}{'changed' if reply.content != clean.content else '':8}{margin:>8}   {note}"
+                     .rstrip())  # fmt: skip
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse(arguments)
+    try:
+        ask(options)
+    except OSError as error:
+        print(f"ask: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    except ValueError as error:
+        # What this package refuses is a ValueError of its own; any other one is a fault of the program.
+        if not type(error).__module__.startswith("lvr_jax."):
+            raise
+        print(f"ask: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
