@@ -26,14 +26,14 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         prog="ask", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--checkpoint", default=lvr_jax.TINY_LVR, metavar="DIR", help="Hugging Face or Orbax folder (default: tiny_lvr)")
+    add("--checkpoint", default=lvr_jax.TINY_LVR, metavar="DIR", help="Hugging Face or Orbax (default: tiny_lvr)")
     add("--image", action="append", metavar="FILE", help="a picture; again for a question about several")
     add("--question", metavar="TEXT", help="without options and instruction")
     add("--options", metavar="A,B,..", help="texts of the options; none: an open question")
     add("--answer", metavar="TEXT", help="the right option, where it is known")
     add("--box", metavar="X0,Y0,X1,Y1", help="where the answer is, 0..1 of width and height: for oracle and wrong_box")
     add("--conditions", metavar="C,C,..", help="also answer under these")
-    add("--donor", action="append", default=[], metavar="FILE", help="another picture, of which donors' and mean latents are")
+    add("--donor", action="append", default=[], metavar="FILE", help="another picture, for its latents")
     add("--scene", type=int, default=0, metavar="N", help="which generated scene, without --image (default: 0)")
     add("--budget", type=int, metavar="N", help="latents a block (default: the checkpoint's, else 8)")
     add("--system", metavar="NAME", help="latent system (default: what config.json says)")

@@ -24,6 +24,7 @@ def audit(tmp_path_factory):
     return lvr_jax.audit(str(planted.plant("carrier", place / "carrier")), "jsonl", str(items), light=True, **SMALL)
 
 
+@pytest.mark.slow
 def test_tables_are_records_of_what_the_analysis_holds(audit):
     rows = {row["condition"]: row for row in audit.table("conditions")}
     assert set(rows) == {"zero", "donor", "noise_0.1"} and {row["checkpoint"] for row in rows.values()} == {"carrier"}
@@ -38,12 +39,14 @@ def test_tables_are_records_of_what_the_analysis_holds(audit):
     assert all(set(audit.table(name)[0]) > {"checkpoint"} for name in audit.tables if audit.table(name))
 
 
+@pytest.mark.slow
 def test_a_planted_checkpoint_uses_its_latents(audit):
     assert audit.verdict["kind"] and audit.checkpoints == ["carrier"]
     donor = next(row for row in audit.table("conditions") if row["condition"] == "donor")
     assert donor["delta"] < -0.2 and donor["evidence"]
 
 
+@pytest.mark.slow
 def test_the_report_is_written_where_it_is_asked_for(audit, tmp_path):
     page = audit.report(str(tmp_path / "out"))
     assert page == tmp_path / "out" / "report.html" and "carrier" in page.read_text()
@@ -60,6 +63,7 @@ def test_a_wrong_setting_is_one_line(settings, said):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_a_table_that_does_not_exist_is_one_line(audit):
     with pytest.raises(ValueError, match="table 'condition' does not exist, expected one of conditions, answers"):
         audit.table("condition")

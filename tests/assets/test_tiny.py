@@ -98,7 +98,7 @@ def test_it_is_a_whole_hugging_face_folder(name):
 
 
 def test_the_one_with_latents_answers_as_its_card_says_and_believes_them():
-    """On 40 of the card's scenes, three standard errors allowed; another scene's latents cost it at least one in ten."""
+    """On 40 of the card's scenes, three standard errors allowed; another scene's latents cost one answer in ten."""
     card = (TINY.with_name("tiny_lvr") / "README.md").read_text()
     said = float(re.search(r"^\| content \| ([\d.]+)%", card, re.MULTILINE)[1]) / 100
     model = lvr_jax.open(lvr_jax.TINY_LVR, max_new_tokens=24)

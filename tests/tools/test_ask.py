@@ -1,4 +1,4 @@
-"""One command asks about one picture: the shipped checkpoint answers, shows its latents, and answers under conditions."""
+"""One command asks about one picture: the shipped checkpoint answers and shows its latents, also under conditions."""
 
 import re
 import subprocess
@@ -87,5 +87,5 @@ def test_wrong_flags_are_refused(arguments, said, capsys):
 
 
 def test_help_has_an_example():
-    found = subprocess.run([sys.executable, ROOT / "tools/ask.py", "--help"], capture_output=True, text=True, check=True)
-    assert "python tools/ask.py --checkpoint LVR-7B --image photo.jpg" in found.stdout
+    said = subprocess.run([sys.executable, ROOT / "tools/ask.py", "--help"], capture_output=True, text=True, check=True)
+    assert "python tools/ask.py --checkpoint LVR-7B --image photo.jpg" in said.stdout
