@@ -33,10 +33,10 @@ def get_config(size: str = "3b", name: str = "common") -> ConfigDict:
         "fork_data": True,
     })  # fmt: skip
     c.frozen = ("vision/.*",)       # tower and merger
-    # remat: what the backward pass keeps. Splash's results are 2.3 GiB of a row of 3B and 3.1 of 7B, and with them kept
-    # attention is not computed twice (2026-11).
+    # remat: what the backward pass keeps. "auto" keeps splash's results, 2.3 GiB of a row of 3B and 3.1 of 7B, so that
+    # attention is not computed twice, and projections where a chip has 95 GB (2026-11).
     c.compute = ConfigDict({
-        "dtype": "auto", "attention": "auto", "remat": "attention" if size in ("3b", "7b") else "block",
+        "dtype": "auto", "attention": "auto", "remat": "auto" if size in ("3b", "7b") else "block",
     })  # fmt: skip
     c.mesh = ConfigDict({"data": 1, "fsdp": -1, "tensor": 1})
     c.sharding = ()                 # rules (regex of a path, mesh axes); (): those of the network's family

@@ -31,7 +31,7 @@ from lvr_jax.latents.unroll import Part
 from lvr_jax.models.attention import IMPLEMENTATIONS
 from lvr_jax.models.families import abstract_model, random_params, rules, sizes
 from lvr_jax.models.interface import Config, Rules
-from lvr_jax.models.layers import REMAT, Compute
+from lvr_jax.models.layers import REMAT, Compute, default_remat
 from lvr_jax.training.config_fields import ConfigFieldError, check_numbers
 from lvr_jax.training.optimizer import AdamW
 from lvr_jax.training.partitioning import make_mesh, shardings
@@ -62,14 +62,17 @@ def _schedule(name: str, fields: Mapping, steps: int) -> Points:
     return _record(Points, name, {**_plain(fields), "points": points if steps else points[:1]})
 
 
-def compute_of(fields: Mapping, objective: Objective, aligned: bool, platform: str) -> Compute:
-    """`auto` is bf16 on accelerators and fp32 on CPUs; splash on TPUs where the mask allows it, blocks on CPUs."""
+def compute_of(fields: Mapping, objective: Objective, aligned: bool, platform: str, device_kind: str = "") -> Compute:
+    """`auto` is bf16 on accelerators and fp32 on CPUs; splash on TPUs where the mask allows it, blocks on CPUs; and
+    what the backward pass keeps by the memory of the chip (a jax.Device.device_kind)."""
     dtype, attention, remat = fields["dtype"], fields["attention"], fields["remat"]
     if dtype == "auto":
         dtype = "float32" if platform == "cpu" else "bfloat16"
     if attention == "auto":
         plain = objective.attention == "full" and not aligned
         attention = "blocks" if platform == "cpu" else "splash" if platform == "tpu" and plain else "xla"
+    if remat == "auto":
+        remat = default_remat(device_kind)
     for name, value, allowed in (
         ("dtype", dtype, ("float32", "bfloat16")), ("attention", attention, IMPLEMENTATIONS), ("remat", remat, REMAT)
     ):  # fmt: skip
@@ -139,7 +142,8 @@ class Experiment:
             )
         optimizer = _record(AdamW, "optimizer", c.optimizer)
         graph, params = abstract_model(network)
-        compute = compute_of(c.compute, objective, alignment is not None, mesh.devices.flat[0].platform)
+        chip = mesh.devices.flat[0]
+        compute = compute_of(c.compute, objective, alignment is not None, chip.platform, chip.device_kind)
         transformation = optimizer.transformation(c.steps)
         recipe = Recipe(
             graph=graph, objective=objective, compute=compute, transformation=transformation,

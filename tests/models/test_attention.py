@@ -252,7 +252,7 @@ def test_the_blocks_that_splash_computes_are_those_that_hold_a_pair(queries, key
     assert blocks(mixed)[hold(mixed[:, None] == mixed)].all()
 
 
-@pytest.mark.parametrize("policy, forward_passes", [("block", 2), ("attention", 1)])
+@pytest.mark.parametrize("policy, forward_passes", [("block", 2), ("attention", 1), ("dots_attention", 1)])
 def test_remat_may_keep_what_splash_gave(policy, forward_passes):
     """The kernel of the forward pass stands twice in a gradient that computes a layer again, once where it is kept."""
     queries, keys = splash_arguments(128, 2, 1, 16, True, np.random.default_rng(12))
