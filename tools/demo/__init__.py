@@ -1,0 +1,1 @@
+"""The playground: sessions compute, panels draw, the page is Gradio's."""
