@@ -1,6 +1,6 @@
 """Opens checkpoints in a browser page on this machine: ask, look at the latents, corrupt them by hand.
 
-    python tools/playground.py --checkpoint runs/lvr/export
+    python tools/playground.py                                                  # the tiny checkpoint that ships
     python tools/playground.py --checkpoint LVR-7B Monet-7B --port 7861         # side by side
 
 Upload a picture or draw a generated scene, ask, and see for each latent where in the picture it looks and which words
@@ -24,6 +24,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import lvr_jax
+
 HOST, PORT, LARGEST_UPLOAD = "127.0.0.1", 7860, 20 * 2**20
 _FOLDER = "lvr_jax_playground_"
 
@@ -35,13 +37,14 @@ class PortInUse(OSError):
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--checkpoint", nargs="+", required=True, metavar="DIR", help="one or two folders, Hugging Face or ours")
+    add("--checkpoint", nargs="+", metavar="DIR", help="one or two folders, Hugging Face or ours (default: tiny_lvr)")
     add("--port", type=int, default=PORT, help=f"of {HOST} (default: {PORT}; 0: any that is free)")
     add("--system", metavar="NAME", help="latent system (default: what config.json says)")
-    add("--budget", type=int, metavar="N", help="latents a block (default: the protocol's)")
-    add("--max-new-tokens", type=int, metavar="N", help="of a reply (default: the protocol's)")
+    add("--budget", type=int, metavar="N", help="latents a block (default: the checkpoint's, else 8)")
+    add("--max-new-tokens", type=int, default=128, metavar="N", help="of a reply (default: 128)")
     add("--force-latents", action="store_true", help="open a latent block in every reply")
     options = parser.parse_args(arguments)
+    options.checkpoint = options.checkpoint or [lvr_jax.TINY_LVR]
     if len(options.checkpoint) > 2:
         parser.error(f"--checkpoint names {len(options.checkpoint)} folders, expected one or two")
     if not 0 <= options.port < 2**16:
@@ -102,12 +105,15 @@ def main(arguments: list[str] | None = None) -> int:
         with own_folder() as folder:
             # Where Gradio puts uploads; read when it is imported.
             os.environ["GRADIO_TEMP_DIR"] = folder
+            from lvr_jax.training.compilation import use_compilation_cache
+
             try:
                 from demo import page
             except ModuleNotFoundError as error:
                 if error.name != "gradio":
                     raise
                 return _end("Gradio is missing: pip install -e '.[demo]'", 2)
+            use_compilation_cache("auto", ".")
             sessions = page.open_sessions(options.checkpoint, say=_say, **{
                 name: getattr(options, name) for name in ("system", "budget", "max_new_tokens", "force_latents")
             })  # fmt: skip

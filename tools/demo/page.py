@@ -46,7 +46,7 @@ ALWAYS = (CUT, CUT_MEAN)    # rows that the choice of latents switches
 CSS = """
 .lvr-picture, .lvr-maps img {width: 100%; image-rendering: pixelated; border-radius: 6px; display: block}
 .lvr-picture {max-width: 448px; margin: auto}
-.lvr-maps {display: grid; grid-template-columns: repeat(auto-fill, minmax(112px, 1fr)); gap: 10px}
+.lvr-maps {display: grid; grid-template-columns: repeat(auto-fill, minmax(92px, 1fr)); gap: 10px}
 .lvr-maps figure {margin: 0}
 .lvr-maps figcaption {font-size: 12px; line-height: 1.35; margin-top: 4px; overflow-wrap: anywhere}
 .lvr-cut img {filter: grayscale(1) brightness(.5)}
@@ -65,22 +65,23 @@ CSS = """
 .lvr-at-latents {background: #e8710a}
 .lvr-at-question {background: #9aa0a6}
 .lvr-at-reply {background: #34a853}
-.lvr-table {width: 100%; border-collapse: collapse; border: none; font-size: 13px; margin: 6px 0}
+.lvr-table {width: 100%; border-collapse: collapse; border: none !important; font-size: 13px; margin: 6px 0}
 .lvr-table th {text-align: left; font-weight: 600}
-.lvr-table td, .lvr-table th {padding: 4px 6px; border: none; border-bottom: 1px solid var(--border-color-primary)}
+.lvr-table td, .lvr-table th {padding: 4px 6px; border: none !important}
+.lvr-table tr {border-bottom: 1px solid var(--border-color-primary)}
 .lvr-table td:last-child, .lvr-table th:last-child {text-align: right; white-space: nowrap}
 .lvr-changed td:nth-child(2) {font-weight: 700}
 .lvr-missing {opacity: .55}
-.lvr-options {display: flex; gap: 3px; flex-wrap: wrap}
-.lvr-options span {min-width: 36px; padding: 0 4px; border-radius: 4px; border: 1px solid var(--border-color-primary);
+.lvr-options {display: flex; gap: 2px; flex-wrap: wrap}
+.lvr-options span {min-width: 33px; padding: 0 3px; font-size: 12px; border-radius: 4px;
+  border: 1px solid var(--border-color-primary);
   background: linear-gradient(to right, #5b8def66 var(--p), transparent var(--p))}
-.lvr-options small {float: right; margin-left: 4px}
+.lvr-options small {float: right; margin-left: 3px}
 .lvr-error {background: #d93025; color: #fff; border-radius: 6px; padding: 6px 10px; overflow-wrap: anywhere}
 @media (max-width: 640px) {
   .lvr-table thead {display: none}
-  .lvr-table tr {display: grid; grid-template-columns: 5.5em 1fr auto;
-    border-bottom: 1px solid var(--border-color-primary)}
-  .lvr-table td {border: none; padding: 2px 4px}
+  .lvr-table tr {display: grid; grid-template-columns: 5.5em 1fr auto}
+  .lvr-table td {padding: 2px 4px}
   .lvr-table td:first-child {grid-column: 1 / -1; opacity: .8}
 }
 """
@@ -123,7 +124,7 @@ def build(sessions: Sequence[Session]) -> gr.Blocks:
     latents = max(session.latents for session in sessions)
     switches = [(label, name) for name, label in LABELS.items() if name not in ("clean", *ALWAYS)]
     first = scene(0)
-    with gr.Blocks(title="lvr_jax playground", analytics_enabled=False, delete_cache=(60, 60)) as page:
+    with gr.Blocks(title="lvr_jax playground", analytics_enabled=False, fill_width=True, delete_cache=(60, 60)) as page:
         visitor = gr.State(None, time_to_live=3600)
         gr.Markdown("### What does the answer owe to its latents?")
         error = gr.HTML("", elem_id="error")
