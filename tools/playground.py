@@ -35,6 +35,7 @@ class PortInUse(OSError):
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """The flags, checked; ends the program with status 2 and a line for one that is wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--checkpoint", nargs="+", metavar="DIR", help="one or two folders, Hugging Face or ours (default: tiny_lvr)")
