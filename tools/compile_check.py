@@ -91,7 +91,7 @@ def _checked(arguments: list[str]) -> list[dict]:
         _held(Path(JSON.value))     # now, and not after an hour of compiling
     asked = Asked(ITEMS.value, PROMPT.value, CONDITIONS.value, NEW_TOKENS.value)
     rows = []
-    for where in [Slice.of(name) for name in TOPOLOGY.value]:
+    for where in [Slice.parse(name) for name in TOPOLOGY.value]:
         for row in Check.of(CONFIG.value, where, asked, EFFORT.value, _options()).rows(WHAT.value, SEARCH.value):
             row["command"] = "python tools/compile_check.py " + " ".join(_said(where.name, row["program"]))
             rows.append(row)

@@ -19,7 +19,7 @@ from lvr_jax.models.cross_entropy import weighted_cross_entropy
 from lvr_jax.models.interface import Network
 from lvr_jax.models.layers import Compute
 from lvr_jax.models.placement import over_rows
-from lvr_jax.models.precision import wide
+from lvr_jax.models.precision import at_least_fp32
 from lvr_jax.models.records import Images, Tokens
 
 # Distance of a predicted latent from its target, per latent: [..., D], [..., D] -> [...].
@@ -167,7 +167,7 @@ def _shuffled_targets(keys, targets, batch, merged):
     drawn = jnp.argsort(jnp.where(filled, _uniform(keys, (B, M)), 2), axis=1)
     other = jnp.zeros((B, M), jnp.int32).at[jnp.arange(B)[:, None], rank].set(drawn)
     slot = jnp.take_along_axis(other, jnp.maximum(batch["vision_slot"], 0), axis=1)
-    return jnp.take_along_axis(merged, slot[..., None], axis=1).astype(wide(merged.dtype))
+    return jnp.take_along_axis(merged, slot[..., None], axis=1).astype(at_least_fp32(merged.dtype))
 
 
 TARGETS = {"own": _own_targets, "random": _random_targets, "shuffled": _shuffled_targets}
@@ -176,7 +176,7 @@ TARGETS = {"own": _own_targets, "random": _random_targets, "shuffled": _shuffled
 def latent_targets(batch: dict, merged: jax.Array) -> jax.Array:
     """[B, T, D] fp32: the vision token of every position that has one, or the mean of its pool."""
     slot = jnp.maximum(batch["vision_slot"], 0)
-    targets = jnp.take_along_axis(merged, slot[..., None], axis=1).astype(wide(merged.dtype))
+    targets = jnp.take_along_axis(merged, slot[..., None], axis=1).astype(at_least_fp32(merged.dtype))
     pool = batch["pool"]                                                                 # [B, pooled, 2]
     if pool.shape[1] == 0:
         return targets
@@ -235,7 +235,7 @@ def forward(
     predictor = hidden
     if model.latent_head is not None:
         predictor = model.latent_head(hidden)
-    predicted = before(batch, predictor).astype(wide(predictor.dtype))                             # state at p - 1
+    predicted = before(batch, predictor).astype(at_least_fp32(predictor.dtype))      # state at p - 1
     target = TARGETS[objective.target](target_keys, clean, batch, merged)
     return {"hidden": hidden, "predicted": predicted, "target": target, "fed": fed, "merged": merged}
 
@@ -268,7 +268,7 @@ def diversity(batch: dict, hidden: jax.Array, total: Totals) -> jax.Array:
     order = jnp.argsort(~free, axis=1, stable=True)[:, :n]
     used = jnp.take_along_axis(free, order, axis=1)
     group = jnp.where(used, jnp.take_along_axis(batch["group"], order, axis=1), -1)
-    h = jnp.take_along_axis(hidden, order[..., None], axis=1).astype(wide(hidden.dtype))
+    h = jnp.take_along_axis(hidden, order[..., None], axis=1).astype(at_least_fp32(hidden.dtype))
     h = jnp.where(used[..., None], h, 1.0)
     h = h / jnp.linalg.norm(h, axis=-1, keepdims=True)
     gram = jnp.einsum("BID,BJD->BIJ", h, h)

@@ -131,7 +131,7 @@ class Trace:
     latent:   bool, the step's input was a latent;  stage, block, index: of that latent (index within its block)
     live:     bool, the row had not finished before the step
     hidden:   [.., D] state after the final norm, as read by the LM head (a latent head applied)
-    made:     [.., D] the vector about to be fed at the step, before the condition (zero at text steps)
+    unperturbed: [.., D] the vector about to be fed at the step, before the condition (zero at text steps)
     fed:      [.., D] the same after it
     letters:  [.., O] fp32 logits of the option letters' ids;  margin: [..] gap of the two largest logits
     states:   [.., 1 + L, D] on request; attention: [.., L, N, R] shares of attention by role of the key, on request
@@ -145,7 +145,7 @@ class Trace:
     index: jax.Array
     live: jax.Array
     hidden: jax.Array
-    made: jax.Array
+    unperturbed: jax.Array
     fed: jax.Array
     letters: jax.Array
     margin: jax.Array
@@ -189,8 +189,9 @@ def sweep(
     machine = Machine(plan, condition, decoding, C, B, bank.budget)
     forced = jnp.broadcast_to(-1 if forced is None else jnp.asarray(forced), (B, steps))
     letters = jnp.zeros(0, jnp.int32) if letters is None else letters
-    wide = lambda x: jnp.broadcast_to(x, (C, *x.shape))  # noqa: E731
-    row = machine.start(wide(prefix.token), wide(prefix.hidden), None if prefix.seen is None else wide(prefix.seen))
+    over_conditions = lambda x: jnp.broadcast_to(x, (C, *x.shape))  # noqa: E731
+    seen = None if prefix.seen is None else over_conditions(prefix.seen)
+    row = machine.start(over_conditions(prefix.token), over_conditions(prefix.hidden), seen)
     text = model.config.text
     # Own keys of the decoded positions: conditions on axis 1, so that no step moves the layers' axis.
     keys = jnp.zeros((text.layers, C, B, steps, text.kv_heads, text.head_width), compute.dtype)
@@ -198,10 +199,10 @@ def sweep(
     trace = _blank_trace(C, B, steps, D, len(letters), text, compute, record)
 
     def consume(s, row, own):
-        """Feeds every row its next input: (latent, made, fed), the output, the cache with it, and taps."""
+        """Feeds every row its next input: (latent, unperturbed, fed), the output, the cache with it, and taps."""
         latent = row.inside
-        made = jnp.where(latent[..., None], row.hidden, 0)
-        fed = machine.corrupt(row, made, bank, prefix.item, seed)
+        unperturbed = jnp.where(latent[..., None], row.hidden, 0)
+        fed = machine.corrupt(row, unperturbed, bank, prefix.item, seed)
         if replay is not None:
             fed = jnp.where(latent[..., None], replay[:, s], fed)
         x = jnp.where(latent[..., None], fed.astype(compute.dtype), model.embed(row.token).astype(compute.dtype))
@@ -210,11 +211,11 @@ def sweep(
         role = machine.role(row)
         put = None if patch is None else (patch.step == s, patch.layer, patch.states[:, s])
         out = _decode_step(model, x, position, segment, role, prefix.cache, own, s - 1, condition, compute, record, put)
-        return (latent, made, fed), *out
+        return (latent, unperturbed, fed), *out
 
-    def settle(s, row, inputs, hidden, taps, trace):
-        """Reads the output, moves the machine on, and writes the step down."""
-        latent, made, fed = inputs
+    def record_step(s, row, inputs, hidden, taps, trace):
+        """Reads the output, advances the state machine and writes the step into the trace."""
+        latent, unperturbed, fed = inputs
         if model.latent_head is not None:
             headed = latent if plan.spec.head_at == "outputs" else machine.feeds_back(row)
             hidden = jnp.where(headed[..., None], model.latent_head(hidden), hidden)
@@ -223,7 +224,7 @@ def sweep(
         new = machine.advance(row, hidden, logits, forced[:, s], s, end, prefix.item, seed)
         now = {
             "token": new.token, "latent": latent, "stage": row.stage, "block": row.block,
-            "index": row.place, "live": ~row.finished, "hidden": hidden, "made": made, "fed": fed,
+            "index": row.place, "live": ~row.finished, "hidden": hidden, "unperturbed": unperturbed, "fed": fed,
             "letters": logits[..., letters], "margin": _margin(logits), **taps,
         }  # fmt: skip
         put = jax.lax.dynamic_update_index_in_dim
@@ -232,12 +233,12 @@ def sweep(
     def body(carry):
         s, row, own, trace = carry
         inputs, hidden, own, taps = consume(s, row, own)
-        row, trace = settle(s, row, inputs, hidden, taps, trace)
+        row, trace = record_step(s, row, inputs, hidden, taps, trace)
         return s + 1, row, own, trace
 
     # Step 0 is the prompt's last position, which the prefill has run.
     nothing = jnp.zeros((C, B), bool), jnp.zeros_like(row.hidden), jnp.zeros_like(row.hidden)
-    row, trace = settle(0, row, nothing, row.hidden, _blank_taps(C, B, text, compute, record), trace)
+    row, trace = record_step(0, row, nothing, row.hidden, _blank_taps(C, B, text, compute, record), trace)
     going = lambda carry: (carry[0] < steps) & ~jnp.all(carry[1].finished)  # noqa: E731
     ran, *_, trace = jax.lax.while_loop(going, body, (jnp.int32(1), row, own, trace))
     return Trace(**{"states": None, "attention": None} | trace, steps=ran)
@@ -311,6 +312,6 @@ def _blank_trace(C, B, S, D, O, text, compute, record) -> dict:  # noqa: E741
     taps = {k: jnp.zeros((C, B, S, *x.shape[2:]), x.dtype) for k, x in _blank_taps(1, 1, text, compute, record).items()}
     return {
         "token": number, "latent": flag, "stage": number, "block": number, "index": number, "live": flag,
-        "hidden": vector, "made": vector, "fed": vector, "letters": jnp.zeros((C, B, S, O)),
+        "hidden": vector, "unperturbed": vector, "fed": vector, "letters": jnp.zeros((C, B, S, O)),
         "margin": jnp.zeros((C, B, S)), **taps,
     }  # fmt: skip

@@ -18,8 +18,8 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from lvr_jax.models.blockwise_attention import blockwise_attention
-from lvr_jax.models.placement import HEADS, ambient, row_axes
-from lvr_jax.models.precision import wide
+from lvr_jax.models.placement import HEADS, current_mesh, row_axes
+from lvr_jax.models.precision import at_least_fp32
 from lvr_jax.models.splash_attention import BLOCKS, splash_attention
 
 IMPLEMENTATIONS = ("xla", "blocks", "splash", "cudnn")
@@ -132,7 +132,7 @@ def _softmax_attention(queries: Queries, keys: tuple[Keys, ...], weights: bool, 
     B, T, N, H = queries.q.shape
     K = keys[0].k.shape[2]
     q = (queries.q * H**-0.5).reshape(B, T, K, N // K, H)
-    score_type = wide(q.dtype)
+    score_type = at_least_fp32(q.dtype)
     mask = jnp.concatenate([visible(queries, part, first) for part in keys], -1)[:, None, None]  # [B, 1, 1, T, S]
     scores = [jnp.einsum("BTKGH,BSKH->BKGTS", q, part.k, preferred_element_type=score_type) for part in keys]
     scores = jnp.where(mask, jnp.concatenate(scores, -1), jnp.finfo(score_type).min)
@@ -158,9 +158,9 @@ def _splash(queries: Queries, keys: Keys, interpret: bool = False) -> jax.Array:
 
 
 def _on_each_device(kernel: Callable, q, k, v, *of_rows) -> jax.Array:
-    """A kernel over the ambient mesh: the partitioner cannot look into it, so it is told what to cut. of_rows: more
+    """A kernel over the current mesh: the partitioner cannot look into it, so it is told what to cut. of_rows: more
     arguments, each [B, ...]."""
-    mesh, N, K = ambient(), q.shape[2], k.shape[2]
+    mesh, N, K = current_mesh(), q.shape[2], k.shape[2]
     if mesh.empty:
         return kernel(q, k, v, *of_rows)
     devices = mesh.shape.get(HEADS, 1)

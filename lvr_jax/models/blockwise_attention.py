@@ -12,7 +12,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from lvr_jax.models.precision import wide
+from lvr_jax.models.precision import at_least_fp32
 
 # A row is cut into PARTS blocks, none of fewer than MIN_QUERIES queries (measured at 448 to 1,536 tokens, 2026-11).
 PARTS, MIN_QUERIES = 4, 128
@@ -56,7 +56,7 @@ def _blocks(T: int, S: int, causal: bool) -> list[tuple[slice, int]]:
 def _scores(q, k, mask):
     """Masked scores of a block, [K, G, T, S]."""
     K, G, T, H = q.shape
-    type_ = wide(q.dtype)
+    type_ = at_least_fp32(q.dtype)
     scores = jnp.einsum("KRH,KSH->KRS", q.reshape(K, G * T, H), k, preferred_element_type=type_)
     return jnp.where(mask, scores.reshape(K, G, T, -1), jnp.finfo(type_).min)
 
@@ -79,7 +79,7 @@ def _row(q, k, v, mask, causal):
 def _row_gradient(q, k, v, mask, out, log_sum, gradient, causal):
     """In q, k and v."""
     K, G, _, H = q.shape
-    type_ = wide(q.dtype)
+    type_ = at_least_fp32(q.dtype)
     dq, dk, dv = [], jnp.zeros(k.shape, type_), jnp.zeros(v.shape, type_)
     for t, S in _blocks(q.shape[2], k.shape[1], causal):
         own_q, own_gradient = (x[:, :, t].reshape(K, -1, H) for x in (q, gradient))      # [K, R, H]

@@ -47,7 +47,7 @@ def of_mesh(mesh: Mesh) -> dict[str, Any]:
 class Jit:
     """`jax.jit` of a function of a module, which cannot know yet what it will be compiled for.
 
-    It has the options of the chips of the ambient mesh (`jax.set_mesh`), else those of the default device, and on a CPU
+    It has the options of the chips of the current mesh (`jax.set_mesh`), else those of the default device, and on a CPU
     those for arguments in bf16, if there are such.
     """
 

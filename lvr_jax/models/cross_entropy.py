@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from lvr_jax.models.placement import ambient, row_axes
-from lvr_jax.models.precision import wide
+from lvr_jax.models.placement import current_mesh, row_axes
+from lvr_jax.models.precision import at_least_fp32
 
 
 def token_losses(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -39,7 +39,7 @@ def _unchunk(x: jax.Array, T: int) -> jax.Array:
 
 def _chunk_loss(hidden, unembedding, labels, weights):
     rows = hidden.reshape(-1, hidden.shape[-1])     # one axis to sum the gradient over (see layers.flat)
-    logits = jnp.einsum("RD,VD->RV", rows, unembedding, preferred_element_type=wide(hidden.dtype))
+    logits = jnp.einsum("RD,VD->RV", rows, unembedding, preferred_element_type=at_least_fp32(hidden.dtype))
     logits = logits.reshape(*hidden.shape[:-1], -1)                                      # [B, T, V]
     # A sum and a maximum, not a look-up and an argmax: these stay where they are if the vocabulary is cut.
     here = jnp.arange(logits.shape[-1]) == labels[..., None]
@@ -66,7 +66,7 @@ def _forward(hidden, unembedding, labels, weights, chunk, gradient):
     kernel, axes = unembedding.astype(hidden.dtype), row_axes(hidden.shape[0])
     run = functools.partial(_over_chunks, chunk=chunk, gradient=gradient)
     if axes:
-        scattered = tuple(a for a in axes if a == "fsdp" and kernel.shape[1] % ambient().shape[a] == 0)
+        scattered = tuple(a for a in axes if a == "fsdp" and kernel.shape[1] % current_mesh().shape[a] == 0)
         rows, d_kernel = PartitionSpec(axes), PartitionSpec(None, scattered)
         kernel = jax.lax.with_sharding_constraint(kernel, PartitionSpec(PartitionSpec.UNCONSTRAINED, None))
         run = jax.shard_map(
@@ -82,7 +82,7 @@ def _forward(hidden, unembedding, labels, weights, chunk, gradient):
 def _over_chunks(hidden, kernel, labels, weights, *, chunk, gradient):
     """Loss, losses [B, T], correct [B, T] and, if wanted, the gradients in hidden and (fp32) in the unembedding."""
     B, T = hidden.shape[:2]
-    summed = wide(hidden.dtype)
+    summed = at_least_fp32(hidden.dtype)
     size = -(-T // -(-B * T // chunk))      # of chunks of equal length, which leave least to pad
 
     def step(total, part):

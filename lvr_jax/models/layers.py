@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lvr_jax.models.placement import over_rows
-from lvr_jax.models.precision import wide
+from lvr_jax.models.precision import at_least_fp32
 from lvr_jax.models.splash_attention import RESIDUALS
 
 # What the backward pass may keep of a block; the rest is computed again.
@@ -67,7 +67,7 @@ def zeros(*shape: int) -> nnx.Param:
 
 def rms_norm(x: jax.Array, scale: nnx.Param, eps: float = 1e-6) -> jax.Array:
     """Root-mean-square norm over the last axis, in fp32 or wider, scaled in x's type (as the reference does)."""
-    y = x.astype(wide(x.dtype))
+    y = x.astype(at_least_fp32(x.dtype))
     y = y * jax.lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + eps)
     return y.astype(x.dtype) * scale[...].astype(x.dtype)
 

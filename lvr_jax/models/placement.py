@@ -13,14 +13,14 @@ ROWS = ("data", "fsdp")
 HEADS = "tensor"
 
 
-def ambient() -> AbstractMesh:
+def current_mesh() -> AbstractMesh:
     """The mesh that jax.set_mesh has set; an empty one without it."""
     return jax.sharding.get_abstract_mesh()
 
 
 def row_axes(rows: int) -> tuple[str, ...]:
-    """The axes of the ambient mesh that so many rows are spread over: none if they do not divide."""
-    mesh = ambient()
+    """The axes of the current mesh that so many rows are spread over: none if they do not divide."""
+    mesh = current_mesh()
     axes = tuple(axis for axis in ROWS if axis in mesh.axis_names)
     return () if rows % math.prod(mesh.shape[axis] for axis in axes) else axes
 
@@ -31,13 +31,14 @@ def over_rows(x: jax.Array) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, PartitionSpec(axes)) if axes else x
 
 
-def looked_up(x: jax.Array) -> jax.Array:
-    """Rows [B, ..., D] of a table whose D is cut over `fsdp`, on their way to the chips of their rows.
+def embedding_lookup(x: jax.Array) -> jax.Array:
+    """Spreads gathered embedding rows [B, ..., D] over the chips of their batch rows, by way of their table's sharding.
 
-    They are read in the table's cut and leave it within one part of `data`. Without that stop, and with `data` of more
-    than one, their gradients are gathered before they are added to the table: every row of the batch, to every chip.
+    The table's D is cut over `fsdp`. Rows are first kept in that cut, within one part of `data`, and only then moved:
+    so their gradients are added up before they travel. Without that, and with `data` of more than one, the gradient of
+    every row of the batch is gathered to every chip before it is added to the table.
     """
-    axes, mesh = row_axes(x.shape[0]), ambient()
+    axes, mesh = row_axes(x.shape[0]), current_mesh()
     if "fsdp" not in axes or x.shape[-1] % mesh.shape["fsdp"]:
         return over_rows(x)
     rows = tuple(axis for axis in axes if axis != "fsdp")

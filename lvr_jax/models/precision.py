@@ -3,6 +3,6 @@
 import jax.numpy as jnp
 
 
-def wide(dtype) -> jnp.dtype:
+def at_least_fp32(dtype) -> jnp.dtype:
     """fp32, or fp64 where the pass itself is fp64: tests compare in fp64, where rounding cannot hide an error."""
     return jnp.promote_types(dtype, jnp.float32)

@@ -60,7 +60,7 @@ class Cell:
         return rows + -rows % self.shards
 
     def active(self) -> contextlib.AbstractContextManager:
-        """The mesh as the ambient one, by which activations are placed (models.placement)."""
+        """Sets the mesh as the current one, by which activations are placed (models.placement)."""
         return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
 
     def share(self, name: str, missing: Callable[[], Sequence[int]]) -> list[int]:

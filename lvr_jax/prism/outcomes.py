@@ -58,7 +58,7 @@ class Outcomes:
         """[C, I] bool: the reply is not the clean one, word for word."""
         return self.reply != self.reply[0]
 
-    def of(self, rows: np.ndarray) -> "Outcomes":
+    def select(self, rows: np.ndarray) -> "Outcomes":
         """The same for some items."""
         arrays = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         return dataclasses.replace(self, **{
@@ -190,7 +190,7 @@ def verdict(found: Outcomes, floor: float, *, level: float, draws: int, seed: in
     """Over the items whose clean pass fed latents; None without two of them or a condition on the latents' content."""
     if found.triggered.sum() < 2:
         return None
-    part = found.of(found.triggered)
+    part = found.select(found.triggered)
     roles = {name: shows for c, name in enumerate(found.conditions)
              if c and (shows := role(name)) and (~part.missing[c]).sum() >= 2}  # fmt: skip
     if not {CARRIES, LISTENS} & set(roles.values()):

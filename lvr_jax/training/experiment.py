@@ -1,6 +1,6 @@
 """Turns a config's fields into the objects of a run; every mistake in them is one line.
 
-    experiment = Experiment.of(config)          # shapes only: nothing is read but config.json and the tokenizer
+    experiment = Experiment.from_config(config)     # shapes only: nothing is read but config.json and the tokenizer
     state = experiment.initial_state()
 
 `Experiment.shapes` does without the tokenizer: enough to compile a step, also for devices that are not here.
@@ -102,7 +102,7 @@ class Experiment:
     alignment: Alignment | None
 
     @classmethod
-    def of(cls, config: ConfigDict, mesh: Mesh | None = None) -> Experiment:
+    def from_config(cls, config: ConfigDict, mesh: Mesh | None = None) -> Experiment:
         """mesh: another one than the config's."""
         found = cls.shapes(config, mesh)
         tokenizer = make_tokenizer(found.data)

@@ -65,7 +65,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Outcome:
         closing.callback(stop.close)
         check_dtype(config.export.dtype)
         use_compilation_cache(config.compilation_cache, workdir)
-        experiment = Experiment.of(config)
+        experiment = Experiment.from_config(config)
         closing.enter_context(jax.set_mesh(experiment.mesh))
         return _train(experiment, os.fspath(workdir), stop, closing)
 
@@ -76,10 +76,10 @@ def _train(experiment: Experiment, workdir: str, stop: StopRequest, closing: con
     workdirs.refuse_other(folder, workdirs.read_config(folder), c)
     watchdog = Watchdog(workdir, c.hang_minutes)
     closing.callback(watchdog.close)
-    keeper = Checkpoints(
+    checkpoints = Checkpoints(
         workdir, c.checkpoint.every, c.checkpoint.keep, c.checkpoint.keep_every, c.checkpoint.minutes, AHEAD
     )
-    closing.callback(keeper.close)
+    closing.callback(checkpoints.close)
     placement = Placement.of(experiment.rows, c.rows)
     if c.synthetic:
         batches = Synthetic(experiment.data, placement=placement)
@@ -91,7 +91,7 @@ def _train(experiment: Experiment, workdir: str, stop: StopRequest, closing: con
     closing.callback(batches.close)
 
     # --- Restore ----------------------------------------------------------------------------------------------------
-    state = _restore(experiment, keeper, batches)
+    state = _restore(experiment, checkpoints, batches)
     done = first = int(state.step)
     writer = Writer(workdir, done, c.log.tensorboard)
     closing.callback(writer.close)
@@ -99,18 +99,18 @@ def _train(experiment: Experiment, workdir: str, stop: StopRequest, closing: con
     step = experiment.step()
     clock = _Clock(experiment)
     bar = closing.enter_context(_bar(c, done))
-    under_way: collections.deque[_Step] = collections.deque()
+    in_flight: collections.deque[_Step] = collections.deque()
     last: dict[str, float] = {}
     profiler = _Profiler(c.profile, folder, done)
     closing.callback(profiler.stop)
     if jax.process_index() == 0:
         workdirs.write_config(folder, c)
 
-    def settle(count: int) -> None:
-        """Looks at steps until at most `count` are under way; only then has a step truly happened."""
+    def drain(count: int) -> None:
+        """Logs finished steps until at most `count` are in flight; logging a step waits for it on the device."""
         nonlocal last
-        while len(under_way) > count:
-            last = _look(under_way.popleft(), folder, clock, writer, bar, c.log.every)
+        while len(in_flight) > count:
+            last = _log_step(in_flight.popleft(), folder, clock, writer, bar, c.log.every)
 
     # --- Loop -------------------------------------------------------------------------------------------------------
     while done < c.steps and not (done == first and stop.before_any_step):
@@ -122,17 +122,17 @@ def _train(experiment: Experiment, workdir: str, stop: StopRequest, closing: con
         with jax.transfer_guard("disallow"):
             state, metrics = step(state, arrays)
         done += 1
-        under_way.append(_Step(done, metrics, batch.ids, clock.work(batch.arrays), waited))
+        in_flight.append(_Step(done, metrics, batch.ids, clock.work(batch.arrays), waited))
         asked = stop(done)
-        due = keeper.due(done) or done == c.steps or asked      # `due` is asked at every step
+        due = checkpoints.due(done) or done == c.steps or asked      # `due` is asked at every step
         measure = held_out is not None and (done % c.held_out.every == 0 or done == c.steps)
-        settle(0 if due or measure else AHEAD)
-        watchdog.beat(done - len(under_way))
+        drain(0 if due or measure else AHEAD)
+        watchdog.beat(done - len(in_flight))
         if measure:
             writer.write(done, held_out.measure(state))
             clock.restart()
         if due:
-            keeper.save(done, state, batches.get_state(), workdirs.resolved(c))
+            checkpoints.save(done, state, batches.get_state(), workdirs.resolved(c))
             _tell_progress(done)
             writer.flush()
         if asked:
@@ -140,7 +140,7 @@ def _train(experiment: Experiment, workdir: str, stop: StopRequest, closing: con
 
     # --- Stop -------------------------------------------------------------------------------------------------------
     watchdog.close()        # writing the last checkpoint and the export takes as long as it takes
-    keeper.wait()
+    checkpoints.wait()
     if done >= c.steps and c.checkpoint.export:
         export(experiment, state, folder / "export")
     if batches.skipped:
@@ -155,13 +155,13 @@ def _tell_progress(step: int) -> None:
         epath.Path(path).write_text(f"{step}\n")
 
 
-def _restore(experiment: Experiment, keeper: Checkpoints, batches: Input | Synthetic) -> State:
+def _restore(experiment: Experiment, checkpoints: Checkpoints, batches: Input | Synthetic) -> State:
     """The latest checkpoint of this run; else the fork that the config names; else the initial checkpoint."""
     init = experiment.config.init
-    if (step := keeper.latest()) is not None:
-        run = read_run(keeper.folder, step)
-        workdirs.refuse_other(keeper.folder / str(step), run.get("config"), experiment.config)
-        state, run = keeper.restore(step, experiment.like)
+    if (step := checkpoints.latest()) is not None:
+        run = read_run(checkpoints.folder, step)
+        workdirs.refuse_other(checkpoints.folder / str(step), run.get("config"), experiment.config)
+        state, run = checkpoints.restore(step, experiment.like)
         batches.set_state(run["data"])
         return state
     if init.fork_from:
@@ -188,7 +188,9 @@ class _Step:
     waited: float
 
 
-def _look(step: _Step, folder: epath.Path, clock: _Clock, writer: Writer, bar: tqdm, every: int) -> dict[str, float]:
+def _log_step(
+    step: _Step, folder: epath.Path, clock: _Clock, writer: Writer, bar: tqdm, every: int
+) -> dict[str, float]:
     metrics = {k: float(v) for k, v in jax.device_get(step.metrics).items()}
     bad = [name for name in ("loss_total", "grad_norm") if not np.isfinite(metrics[name])]
     if bad:

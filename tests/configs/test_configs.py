@@ -108,7 +108,7 @@ def test_a_tiny_config_becomes_an_experiment(name):
 
     c = importlib.import_module(f"configs.{name}").get_config("tiny")
     c.init.checkpoint, c.data.tokenizer = "", str(ROOT / "tests/golden/tokenizer.json")
-    experiment = Experiment.of(c)
+    experiment = Experiment.from_config(c)
     assert len(experiment.recipe.objective.stage_weights) >= len(
         [s for s in _template(c.data.template).stages if s.box_scale is not None]
     )

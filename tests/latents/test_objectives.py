@@ -15,7 +15,7 @@ from lvr_jax.latents import objectives
 from lvr_jax.latents.objectives import Objective, Weights
 from lvr_jax.models.layers import Compute
 from lvr_jax.models.layout import mrope_positions
-from lvr_jax.models.precision import wide
+from lvr_jax.models.precision import at_least_fp32
 from lvr_jax.models.qwen2_5_vl.config import Config, TextConfig, VisionConfig
 from lvr_jax.models.qwen2_5_vl.model import Qwen2_5_VL
 from lvr_jax.models.qwen2_5_vl.rope import mrope_table
@@ -91,7 +91,7 @@ class Perturbed:
     def decode(self, x, tokens, *, past=(), compute=Compute(), taps=(), keep_cache=False):  # noqa: B008
         text, c = self.model.text, CONFIG.text
         graph, parameters = nnx.split(text.blocks)
-        table = mrope_table(tokens.positions, c.head_width, c.mrope_section, c.rope_theta, wide(compute.dtype))
+        table = mrope_table(tokens.positions, c.head_width, c.mrope_section, c.rope_theta, at_least_fp32(compute.dtype))
         for layer in range(LAYERS):
             block = nnx.merge(graph, jax.tree.map(lambda w: w[layer], parameters))  # noqa: B023
             x, _, _, _ = block(x + self.added[layer], tokens, table, (), compute, ())

@@ -114,7 +114,7 @@ def test_a_clean_latent_is_the_state_before_it_exactly():
     trace, *_ = rolled("lvr", [cond.clean()])
     latent = trace["latent"][0]
     assert latent.any(1).all()
-    for key in ("made", "fed"):
+    for key in ("unperturbed", "fed"):
         np.testing.assert_array_equal(trace[key][0][:, 1:][latent[:, 1:]], trace["hidden"][0][:, :-1][latent[:, 1:]])
 
 
@@ -137,7 +137,7 @@ def same(ours, theirs, rows=slice(None)):
     live = theirs["live"]
     for key in ("token", "latent", "live"):
         np.testing.assert_array_equal(ours[key], theirs[key], err_msg=key)
-    for key in ("hidden", "made", "fed", "letters", "margin"):
+    for key in ("hidden", "unperturbed", "fed", "letters", "margin"):
         scale = np.abs(theirs[key][live]).max(initial=1)
         np.testing.assert_allclose(ours[key][live], theirs[key][live], rtol=0, atol=1e-4 * scale, err_msg=key)
 
@@ -170,7 +170,7 @@ def test_noise_belongs_to_the_item_and_the_condition_not_to_its_place():
         start = 1   # the first latent: later ones are computed from it, with rounding
         ours, theirs = first["fed"][c][:, start], other["fed"][d][moved][:, start]
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
-        noise = (first["fed"] - first["made"])[c][:, start]
+        noise = (first["fed"] - first["unperturbed"])[c][:, start]
         assert np.abs(noise).max() > 0.1 and len(np.unique(noise[:, 0])) == 3
 
 
@@ -182,18 +182,18 @@ def test_a_condition_changes_the_fed_vectors_and_nothing_else(named, expected):
     trace, *_ = rolled("lvr", [named])
     for b in range(3):
         latent = np.flatnonzero(trace["latent"][0, b])[:3]
-        np.testing.assert_array_equal(trace["fed"][0, b, latent], expected(trace["made"][0, b, latent]))
+        np.testing.assert_array_equal(trace["fed"][0, b, latent], expected(trace["unperturbed"][0, b, latent]))
 
 
 def test_noise_has_the_size_it_says():
     named = [cond.absolute_noise(0.5), cond.relative_noise(0.5), cond.norm_matched_noise()]
     trace, *_ = rolled("lvr", named, rows=tuple(range(8)))
     where = trace["latent"]
-    made, fed = trace["made"], trace["fed"]
+    unperturbed, fed = trace["unperturbed"], trace["fed"]
     norm = lambda c, x: np.linalg.norm(x[c][where[c]], axis=-1)  # noqa: E731
-    assert abs((fed - made)[0][where[0]].std() - 0.5) < 0.03
-    np.testing.assert_allclose(norm(1, fed - made), 0.5 * norm(1, made), rtol=1e-4)
-    np.testing.assert_allclose(norm(2, fed), norm(2, made), rtol=1e-4)
+    assert abs((fed - unperturbed)[0][where[0]].std() - 0.5) < 0.03
+    np.testing.assert_allclose(norm(1, fed - unperturbed), 0.5 * norm(1, unperturbed), rtol=1e-4)
+    np.testing.assert_allclose(norm(2, fed), norm(2, unperturbed), rtol=1e-4)
 
 
 def test_knocked_out_answers_do_not_depend_on_the_latents():

@@ -10,7 +10,7 @@ from flax import nnx
 from lvr_jax.models.attention import Keys, Queries, attention
 from lvr_jax.models.interface import ConfigError, Family
 from lvr_jax.models.layers import Compute, SwiGLU, ones, rms_norm, scan_blocks, stack, weight
-from lvr_jax.models.precision import wide
+from lvr_jax.models.precision import at_least_fp32
 from lvr_jax.models.records import Cache
 from lvr_jax.models.weight_table import expand
 
@@ -103,7 +103,7 @@ class Toy(nnx.Module):
         return rms_norm(x, self.text.norm), Cache(*own, tokens.segment, role) if keep_cache else None, {}
 
     def logits(self, hidden):
-        return jnp.einsum("...D,VD->...V", hidden, self.unembedding, preferred_element_type=wide(hidden.dtype))
+        return jnp.einsum("...D,VD->...V", hidden, self.unembedding, preferred_element_type=at_least_fp32(hidden.dtype))
 
     @property
     def unembedding(self) -> jax.Array:

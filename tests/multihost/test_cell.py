@@ -13,7 +13,7 @@ pytestmark = pytest.mark.tpu
 
 def cells(topology: str, shape: dict, slices: int = 1) -> dict[int, list]:
     """Number of each cell -> what its processes see of it."""
-    devices = Slice.of(topology if slices == 1 else f"{topology}*{slices}").devices
+    devices = Slice.parse(topology if slices == 1 else f"{topology}*{slices}").devices
     count = len({device.process_index for device in devices})
     found: dict[int, list] = {}
     for index in range(count):

@@ -76,7 +76,7 @@ def test_the_verdict_on_a_planted_checkpoint_is_right_for_fifty_draws_of_191_ite
     verdicts = []
     for seed in range(50):
         chosen = np.isin(np.arange(pool), drawn.choice(pool, 191, replace=False))
-        verdicts.append(verdict(found.of(chosen), floor(found, audit.items), level=0.95, draws=500, seed=seed))
+        verdicts.append(verdict(found.select(chosen), floor(found, audit.items), level=0.95, draws=500, seed=seed))
     assert [v.kind for v in verdicts] == [kind] * 50
 
 

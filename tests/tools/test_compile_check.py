@@ -52,7 +52,7 @@ def config_of(variant: str = "lvr", size: str = "3b"):
 def test_the_3b_step_of_the_baseline_fits(topology, bound, mfu):
     """All layers, 64 rows of 16,384 tokens, at the effort and with the options with which a run compiles. The bound on
     MFU is the compiler's plan: with rings of partial products it was 0.17 on v5e and 0.08 on v6e."""
-    where = Slice.of(topology)
+    where = Slice.parse(topology)
     c = config_of()
     c.accumulate = 4
     mesh = make_mesh(c.mesh, where.devices)
@@ -72,7 +72,7 @@ def short_step(topology: str, **mesh) -> tuple[Experiment, report.Compiled]:
     c = config_of()
     c.data.tokens, c.data.windows, c.data.max_per_row = T, W, 1
     c.mesh.update(mesh)
-    devices = make_mesh(c.mesh, Slice.of(topology).devices)
+    devices = make_mesh(c.mesh, Slice.parse(topology).devices)
     c.rows = devices.shape["data"] * devices.shape["fsdp"]
     with mock.patch.dict(networks.SIZES, {"3b": two}):
         experiment = Experiment.shapes(c, devices)

@@ -34,7 +34,7 @@ STAGE_IDS = {"ctx_start_id": 398, "ctx_end_id": 399, "free_start_id": 400, "free
 @pytest.mark.parametrize("variant", FIELDS)
 def test_config_json_has_every_field_that_the_released_code_reads(variant):
     expected = FIELDS[variant] | IDS | (STAGE_IDS if variant.startswith("p_lvr") else {})
-    assert exported_fields(Experiment.of(small(variant))) == expected
+    assert exported_fields(Experiment.from_config(small(variant))) == expected
 
 
 def test_a_run_does_not_inherit_the_layout_of_its_base(tmp_path):

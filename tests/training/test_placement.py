@@ -59,7 +59,7 @@ def test_every_mesh_on_every_slice_has_a_placement(libtpu, generation):
     for name in TOPOLOGIES[generation]:
         large = np.prod([int(side) for side in name.split("x")]) > 64
         for count in (1,) if large else (1, 2, 3, 4):
-            devices = Slice.of(f"{generation}:{name}*{count}").devices
+            devices = Slice.parse(f"{generation}:{name}*{count}").devices
             for shape in SHAPES:
                 if len(devices) // count % (shape["data"] * shape["tensor"]) == 0:
                     check_placement(devices, shape | {"data": shape["data"] * count})
@@ -73,13 +73,13 @@ def test_every_compiled_row_has_a_placement(libtpu):
     rows = json.loads((ROOT / "tools/aot/compiled.json").read_text())
     for mesh, topology, total in sorted({(row["mesh"], row["topology"], row["rows"]) for row in rows}):
         shape = {axis: int(size) for axis, size in re.findall(r"(\w+) (\d+)", mesh)}
-        check_placement(Slice.of(topology).devices, shape, total)
+        check_placement(Slice.parse(topology).devices, shape, total)
 
 
 @pytest.mark.tpu
 def test_a_host_of_a_real_slice_holds_rows_that_are_not_in_one_block(libtpu):
     """v5e 4x4: the mesh is a ring through the chips, hosts are tiles of 2x2."""
-    found = check_placement(Slice.of("v5e:4x4").devices, {"fsdp": -1}, 64)
+    found = check_placement(Slice.parse("v5e:4x4").devices, {"fsdp": -1}, 64)
     assert found.of_process[0].tolist() == [*range(8), *range(24, 28), *range(60, 64)]
     assert found.shards == 16
 
@@ -149,7 +149,7 @@ def test_rows_that_no_placement_can_cut_are_one_line():
 
 @pytest.mark.tpu
 def test_rows_that_do_not_divide_over_a_slice_are_one_line(libtpu):
-    sharding = batch_sharding(make_mesh({"fsdp": 8, "tensor": 2}, Slice.of("v6e:4x4").devices))
+    sharding = batch_sharding(make_mesh({"fsdp": 8, "tensor": 2}, Slice.parse("v6e:4x4").devices))
     with pytest.raises(DataError, match="12 rows a batch do not divide over the mesh {'data': 1, 'fsdp': 8, ") as error:
         Placement.of(sharding, 12)
     assert "\n" not in str(error.value)

@@ -24,7 +24,7 @@ CUTS = {
 
 
 def experiment_of(variant: str, **changes) -> Experiment:
-    return Experiment.of(runs.small(variant, **changes), make_mesh({}, jax.devices()[:1]))
+    return Experiment.from_config(runs.small(variant, **changes), make_mesh({}, jax.devices()[:1]))
 
 
 def batch_of(experiment: Experiment) -> dict:

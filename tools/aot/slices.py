@@ -36,7 +36,7 @@ class Slice:
     devices: tuple
 
     @classmethod
-    def of(cls, name: str) -> "Slice":
+    def parse(cls, name: str) -> "Slice":
         from jax.experimental.topologies import get_topology_desc
 
         parts = NAME.fullmatch(name)

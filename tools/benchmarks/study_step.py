@@ -94,7 +94,7 @@ def _serve(side: str) -> None:
     if side == "baseline":
         c.objective.chunk = 256
         _as_before()
-    experiment = Experiment.of(c)
+    experiment = Experiment.from_config(c)
     tokenizer = experiment.tokenizer
     if side == "baseline":              # the tiny checkpoint had no template to render; the text is the same
         tokenizer = dataclasses.replace(tokenizer, chat_template=None)

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lvr_jax.models.layers import Compute, SwiGLU, ones, weight, zeros
-from lvr_jax.models.placement import looked_up
-from lvr_jax.models.precision import wide
+from lvr_jax.models.placement import embedding_lookup
+from lvr_jax.models.precision import at_least_fp32
 from lvr_jax.models.qwen2_5_vl.config import Config
 from lvr_jax.models.qwen2_5_vl.text import Decoder
 from lvr_jax.models.qwen2_5_vl.vision import VisionTower
@@ -27,7 +27,7 @@ class SimpleHead(nnx.Module):
         self.out, self.out_bias = weight(rngs, width, width), zeros(width)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = x.astype(wide(x.dtype))
+        y = x.astype(at_least_fp32(x.dtype))
         y = y - y.mean(-1, keepdims=True)
         y = y * jax.lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + 1e-6)
         y = (y * self.norm[...] + self.norm_bias[...]).astype(x.dtype)
@@ -65,7 +65,7 @@ class Qwen2_5_VL(nnx.Module):
 
         Image placeholders and teacher-forced latents are the same gather.
         """
-        x = looked_up(jnp.take(self.text.embed[...], tokens, axis=0))                    # [B, T, D]
+        x = embedding_lookup(jnp.take(self.text.embed[...], tokens, axis=0))                    # [B, T, D]
         if merged is None:
             return x
         seen = jnp.take_along_axis(merged, jnp.maximum(vision_slot, 0)[..., None], axis=1)

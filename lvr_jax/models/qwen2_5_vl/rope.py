@@ -7,7 +7,7 @@ attention logits of a 1,000-pixel image by up to 0.07 (measured 2026-11, jax 0.1
 import jax
 import jax.numpy as jnp
 
-from lvr_jax.models.precision import wide
+from lvr_jax.models.precision import at_least_fp32
 
 
 def vision_table(
@@ -39,6 +39,6 @@ def rotate(x: jax.Array, table: tuple[jax.Array, jax.Array]) -> jax.Array:
     and their negatives: 0.15 s of a step in the tower of 3B on v5e-16 (2026-11, libtpu 0.0.42.1).
     """
     (left_cos, right_cos), (left_sin, right_sin) = (jnp.split(t[..., None, :], 2, axis=-1) for t in table)
-    left, right = (y.astype(wide(x.dtype)) for y in jnp.split(x, 2, axis=-1))
+    left, right = (y.astype(at_least_fp32(x.dtype)) for y in jnp.split(x, 2, axis=-1))
     turned = left * left_cos - right * left_sin, right * right_cos + left * right_sin
     return jnp.concatenate([y.astype(x.dtype) for y in turned], -1)

@@ -13,7 +13,7 @@ from flax import nnx
 
 from lvr_jax.models.attention import Keys, Queries, attention
 from lvr_jax.models.layers import Compute, SwiGLU, flat, ones, rms_norm, scan_blocks, stack, weight, zeros
-from lvr_jax.models.precision import wide
+from lvr_jax.models.precision import at_least_fp32
 from lvr_jax.models.qwen2_5_vl.config import TextConfig
 from lvr_jax.models.qwen2_5_vl.rope import mrope_table, rotate
 from lvr_jax.models.records import Cache, Override, Tokens
@@ -95,7 +95,7 @@ class Decoder(nnx.Module):
         """
         c = self.config
         x = x.astype(compute.dtype)
-        table = mrope_table(tokens.positions, c.head_width, c.mrope_section, c.rope_theta, wide(compute.dtype))
+        table = mrope_table(tokens.positions, c.head_width, c.mrope_section, c.rope_theta, at_least_fp32(compute.dtype))
         if override is not None:
             x = override.put(x, override.values[0], override.mask[0])
         embedded = x
@@ -121,4 +121,4 @@ class Decoder(nnx.Module):
     def logits(self, hidden: jax.Array) -> jax.Array:
         """[..., D] -> [..., V], fp32 or wider. For decoding; training goes through models.cross_entropy."""
         kernel = self.unembedding.astype(hidden.dtype)
-        return jnp.einsum("...D,VD->...V", hidden, kernel, preferred_element_type=wide(hidden.dtype))
+        return jnp.einsum("...D,VD->...V", hidden, kernel, preferred_element_type=at_least_fp32(hidden.dtype))

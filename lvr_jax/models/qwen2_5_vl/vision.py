@@ -13,7 +13,7 @@ from flax import nnx
 
 from lvr_jax.models.attention import Keys, Queries, attention
 from lvr_jax.models.layers import Compute, SwiGLU, ones, rms_norm, scan_blocks, stack, weight, zeros
-from lvr_jax.models.precision import wide
+from lvr_jax.models.precision import at_least_fp32
 from lvr_jax.models.qwen2_5_vl.config import VisionConfig
 from lvr_jax.models.qwen2_5_vl.rope import rotate, vision_table
 
@@ -34,10 +34,10 @@ def normalise(patches: jax.Array, channels: int = 3) -> jax.Array:
     slow, computes and is off by 5e-7 at most.
     """
     x = patches.reshape(*patches.shape[:-1], channels, -1)                               # [..., C, n]
-    return jax.lax.platform_dependent(x, tpu=_computed, default=_looked_up).reshape(patches.shape)
+    return jax.lax.platform_dependent(x, tpu=_computed, default=_from_table).reshape(patches.shape)
 
 
-def _looked_up(x: jax.Array) -> jax.Array:
+def _from_table(x: jax.Array) -> jax.Array:
     first = len(PIXELS) * np.arange(x.shape[-2], dtype=np.int32)[:, None]
     return jnp.take(PIXELS.T.reshape(-1), x + first, axis=0)
 
@@ -113,7 +113,8 @@ class VisionTower(nnx.Module):
         bf16 convolution to give NaN.
         """
         c = self.config
-        x = normalise(patches, c.channels) if patches.dtype == jnp.uint8 else patches.astype(wide(patches.dtype))
+        whole = patches.dtype == jnp.uint8
+        x = normalise(patches, c.channels) if whole else patches.astype(at_least_fp32(patches.dtype))
         kernel = self.patch_embed[...].astype(x.dtype)                                   # [C, frames, 14 * 14, D]
         if x.shape[-1] == c.frame_width:  # both frames of a still are equal: their kernels add up
             kernel = kernel.sum(1, keepdims=True)
@@ -133,7 +134,7 @@ class VisionTower(nnx.Module):
         """
         c = self.config
         x = self.embed(patches).astype(compute.dtype)
-        table = vision_table(rotary_ids, c.head_width, dtype=wide(compute.dtype))
+        table = vision_table(rotary_ids, c.head_width, dtype=at_least_fp32(compute.dtype))
         full = jnp.array([i in c.full_attention_layers for i in range(c.depth)])
 
         def step(block, x, full):

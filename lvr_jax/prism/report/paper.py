@@ -22,7 +22,7 @@ class Paper:
     columns: dict[str, np.ndarray]
     raw: dict
 
-    def of(self, column: str, variant: str) -> float:
+    def value(self, column: str, variant: str) -> float:
         return float(self.columns[column][self.variants.index(variant)])
 
 
@@ -113,7 +113,7 @@ def contradictions(paper: Paper) -> list[Contradiction]:
     inside = {x: float(pearson(col[x][single], col["vstar"][single])) for x in ("cosine", "gap", "probe_a")}
     response = {d: float(pearson(col["gap"], col[d])) for d in CORRUPTIONS}
     largest = float(max(np.abs(col[d]).max() for d in CORRUPTIONS))
-    zeroed = {v: paper.of(claims["zeroing_flips_sign"]["x"], v) for v in claims["zeroing_flips_sign"]["variants"]}
+    zeroed = {v: paper.value(claims["zeroing_flips_sign"]["x"], v) for v in claims["zeroing_flips_sign"]["variants"]}
     smallest = claims["probe_a_minimum"]
     letters = raw["benchmarks"]["vstar"]["letters"]
     majority = 100 * max(letters.values()) / sum(letters.values())
@@ -130,9 +130,9 @@ def contradictions(paper: Paper) -> list[Contradiction]:
         Contradiction(8, claims["zeroing_flips_sign"]["source"], "zeroing moves LVR and N-LVR in opposite directions",
                       zeroed, holds=min(zeroed.values()) < 0 < max(zeroed.values())),
         Contradiction(9, smallest["source"], f"the smallest (a) is {smallest['value']}, of {smallest['variant']}",
-                      {v: paper.of("probe_a", v) for v in paper.variants},
+                      {v: paper.value("probe_a", v) for v in paper.variants},
                       holds=float(smallest["value"]) == min(col["probe_a"].tolist())),
         Contradiction(10, claims["chance"]["source"], f"chance is {claims['chance']['value']} %",
-                      {"majority letter": majority} | {v: paper.of("probe_b", v) for v in paper.variants},
+                      {"majority letter": majority} | {v: paper.value("probe_b", v) for v in paper.variants},
                       holds=majority <= float(claims["chance"]["value"]) + 0.5),
     ]  # fmt: skip

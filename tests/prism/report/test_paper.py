@@ -38,7 +38,7 @@ def test_every_number_has_a_source_and_every_column_a_value_for_each_variant():
         assert all(isinstance(v, str) for v in column["values"]), f"{name}: printed digits would be lost"
     for group in ("cells", "claims"):
         assert all(row["source"] for row in PAPER.raw[group].values())
-    assert PAPER.of("vstar", "N-LVR") == 71.7
+    assert PAPER.value("vstar", "N-LVR") == 71.7
 
 
 # The contradictions are numbered as in lvr_jax/prism/report/paper.py.
@@ -79,7 +79,7 @@ def test_9_the_smallest_probe_accuracy_is_not_the_one_in_the_text():
     assert found.found["P-LVR-2"] == 50.2 and not found.holds
     # The other end of the printed range does agree.
     top = PAPER.raw["claims"]["probe_a_maximum"]
-    assert PAPER.of("probe_a", top["variant"]) == PAPER.columns["probe_a"].max() == float(top["value"])
+    assert PAPER.value("probe_a", top["variant"]) == PAPER.columns["probe_a"].max() == float(top["value"])
 
 
 def test_10_the_majority_letter_beats_probe_b_in_all_variants_but_one():
