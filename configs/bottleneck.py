@@ -7,10 +7,12 @@ A positive control of the audit: own latents must be load-bearing. Cost: 5 to 12
     python tools/train.py --config configs/bottleneck.py:tiny --workdir runs/bottleneck_tiny
 """
 
+from ml_collections import ConfigDict
+
 from configs import common
 
 
-def get_config(size: str = "3b"):
+def get_config(size: str = "3b") -> ConfigDict:
     c = common.get_config(size, "bottleneck")
     c.objective.attention = "bottleneck"
     return c

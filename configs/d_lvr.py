@@ -9,10 +9,12 @@ at 3b (the paper's figure), minutes at tiny.
     python tools/train.py --config configs/d_lvr.py:tiny --workdir runs/d_lvr_tiny
 """
 
+from ml_collections import ConfigDict
+
 from configs import common
 
 
-def get_config(size: str = "3b"):
+def get_config(size: str = "3b") -> ConfigDict:
     c = common.get_config(size, "d_lvr")
     c.reconstruction.points = ((0.0, 0.1), (0.6, 0.0))
     c.init.fork_at = 0.6

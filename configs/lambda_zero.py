@@ -7,10 +7,12 @@ at tiny.
     python tools/train.py --config configs/lambda_zero.py:tiny --workdir runs/lambda_zero_tiny
 """
 
+from ml_collections import ConfigDict
+
 from configs import common
 
 
-def get_config(size: str = "3b"):
+def get_config(size: str = "3b") -> ConfigDict:
     c = common.get_config(size, "lambda_zero")
     c.reconstruction.points = ((0.0, 0.0),)
     return c

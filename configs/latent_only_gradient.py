@@ -7,10 +7,12 @@ runs twice a step, so about 1.7 times the baseline.
     python tools/train.py --config configs/latent_only_gradient.py:tiny --workdir runs/latent_only_gradient_tiny
 """
 
+from ml_collections import ConfigDict
+
 from configs import common
 
 
-def get_config(size: str = "3b"):
+def get_config(size: str = "3b") -> ConfigDict:
     c = common.get_config(size, "latent_only_gradient")
     c.objective.route = "latent_only"
     return c

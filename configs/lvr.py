@@ -7,8 +7,10 @@ paper's figure), minutes at tiny.
     python tools/train.py --config configs/lvr.py:tiny --workdir runs/lvr_tiny
 """
 
+from ml_collections import ConfigDict
+
 from configs import common
 
 
-def get_config(size: str = "3b"):
+def get_config(size: str = "3b") -> ConfigDict:
     return common.get_config(size, "lvr")

@@ -7,10 +7,12 @@ figure), minutes at tiny.
     python tools/train.py --config configs/lvr_pooled.py:tiny --workdir runs/lvr_pooled_tiny
 """
 
+from ml_collections import ConfigDict
+
 from configs import common
 
 
-def get_config(size: str = "3b"):
+def get_config(size: str = "3b") -> ConfigDict:
     c = common.get_config(size, "lvr_pooled")
     c.data.template = "lvr_pooled"
     c.data.pooled = 64 if size == "tiny" else 8192

@@ -7,10 +7,12 @@ accelerator at 3b (the paper's figure), minutes at tiny.
     python tools/train.py --config configs/masked_input.py:tiny --workdir runs/masked_input_tiny
 """
 
+from ml_collections import ConfigDict
+
 from configs import common
 
 
-def get_config(size: str = "3b"):
+def get_config(size: str = "3b") -> ConfigDict:
     c = common.get_config(size, "masked_input")
     if size == "tiny":      # the scene blacks out a square of one size, whose shape tells nothing
         c.data.sources.digits.mask_box = True

@@ -7,10 +7,12 @@ hours of an 80 GB accelerator at 3b (the paper's figure), minutes at tiny.
     python tools/train.py --config configs/n_lvr.py:tiny --workdir runs/n_lvr_tiny
 """
 
+from ml_collections import ConfigDict
+
 from configs import common
 
 
-def get_config(size: str = "3b"):
+def get_config(size: str = "3b") -> ConfigDict:
     c = common.get_config(size, "n_lvr")
     c.objective.noise = 0.3
     return c

@@ -6,10 +6,12 @@ The complement of `latent_only_gradient.py`. Cost: the decoder runs twice a step
     python tools/train.py --config configs/outside_only_gradient.py:tiny --workdir runs/outside_only_gradient_tiny
 """
 
+from ml_collections import ConfigDict
+
 from configs import common
 
 
-def get_config(size: str = "3b"):
+def get_config(size: str = "3b") -> ConfigDict:
     c = common.get_config(size, "outside_only_gradient")
     c.objective.route = "outside_only"
     return c

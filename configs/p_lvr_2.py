@@ -8,10 +8,12 @@ the baseline's; `p_lvr_2_matched.py` undoes that. Cost: 5 to 12 hours of an 80 G
     python tools/train.py --config configs/p_lvr_2.py:tiny --workdir runs/p_lvr_2_tiny
 """
 
+from ml_collections import ConfigDict
+
 from configs import common
 
 
-def get_config(size: str = "3b"):
+def get_config(size: str = "3b") -> ConfigDict:
     c = common.get_config(size, "p_lvr_2")
     c.data.template = "p_lvr_2"
     c.objective.normalisation = "sum_of_means"

@@ -7,10 +7,12 @@ Free tokens are ordinary embeddings without a target. Weighted as P-LVR-2. Cost:
     python tools/train.py --config configs/p_lvr_3.py:tiny --workdir runs/p_lvr_3_tiny
 """
 
+from ml_collections import ConfigDict
+
 from configs import p_lvr_2
 
 
-def get_config(size: str = "3b"):
+def get_config(size: str = "3b") -> ConfigDict:
     c = p_lvr_2.get_config(size)
     c.name = "p_lvr_3"
     c.data.template = "p_lvr_3"

@@ -6,10 +6,12 @@ Does the stage or the weight make P-LVR differ? Cost: as `p_lvr_3.py`.
     python tools/train.py --config configs/p_lvr_3_matched.py:tiny --workdir runs/p_lvr_3_matched_tiny
 """
 
+from ml_collections import ConfigDict
+
 from configs import p_lvr_3
 
 
-def get_config(size: str = "3b"):
+def get_config(size: str = "3b") -> ConfigDict:
     c = p_lvr_3.get_config(size)
     c.name = "p_lvr_3_matched"
     c.objective.normalisation = "per_token"

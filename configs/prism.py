@@ -26,7 +26,7 @@ LIGHT = "donor_directed,mean,answer_blind_to_latents,markers_only,oracle,wrong_b
 NAMES = {"": EVERYTHING, "paper": "zero,donor_paper", "light": LIGHT}
 
 
-def get_config(which: str = ""):
+def get_config(which: str = "") -> ml_collections.ConfigDict:
     if which not in NAMES:
         raise ValueError(f"configs/prism.py:{which}: expected no argument, `paper` or `light`")
     paper, light = which == "paper", which == "light"

@@ -7,10 +7,12 @@ figure), minutes at tiny.
     python tools/train.py --config configs/random_target.py:tiny --workdir runs/random_target_tiny
 """
 
+from ml_collections import ConfigDict
+
 from configs import common
 
 
-def get_config(size: str = "3b"):
+def get_config(size: str = "3b") -> ConfigDict:
     c = common.get_config(size, "random_target")
     c.objective.target = "random"
     return c

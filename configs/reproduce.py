@@ -15,7 +15,7 @@ Cost: about 20 minutes on 2 cores, nothing to download.
 from ml_collections import ConfigDict
 
 
-def get_config():
+def get_config() -> ConfigDict:
     c = ConfigDict()
     c.checkpoint = "lvr_jax/assets/tiny"
     # Configs by setting; base, sft and sft_markers have no latents and are only scored. An entry may have axes, such as

@@ -7,10 +7,12 @@ one after the other, each a pass over the cache.
     python tools/train.py --config configs/rollout.py:tiny --workdir runs/rollout_tiny
 """
 
+from ml_collections import ConfigDict
+
 from configs import common, lvr_pooled
 
 
-def get_config(size: str = "3b"):
+def get_config(size: str = "3b") -> ConfigDict:
     c = lvr_pooled.get_config(size)
     c.name = "rollout"
     c.objective.feedback = "rollout"

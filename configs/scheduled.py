@@ -6,10 +6,12 @@ Scheduled sampling of latents. Cost: as `rollout.py`.
     python tools/train.py --config configs/scheduled.py:tiny --workdir runs/scheduled_tiny
 """
 
+from ml_collections import ConfigDict
+
 from configs import rollout
 
 
-def get_config(size: str = "3b"):
+def get_config(size: str = "3b") -> ConfigDict:
     c = rollout.get_config(size)
     c.name = "scheduled"
     c.objective.feedback = "scheduled"

@@ -6,10 +6,12 @@ Is there anything in the latents at all? Cost: less than the baseline, whose lat
     python tools/train.py --config configs/sft.py:tiny --workdir runs/sft_tiny
 """
 
+from ml_collections import ConfigDict
+
 from configs import common
 
 
-def get_config(size: str = "3b"):
+def get_config(size: str = "3b") -> ConfigDict:
     c = common.get_config(size, "sft")
     c.data.template = "no_latents"
     return c

@@ -6,10 +6,12 @@ Does the format alone change the model? Cost: as `sft`.
     python tools/train.py --config configs/sft_markers.py:tiny --workdir runs/sft_markers_tiny
 """
 
+from ml_collections import ConfigDict
+
 from configs import common
 
 
-def get_config(size: str = "3b"):
+def get_config(size: str = "3b") -> ConfigDict:
     c = common.get_config(size, "sft_markers")
     c.data.template = "markers_only"
     c.system.budget = 0

@@ -7,10 +7,12 @@ Does it matter which vision token the reconstruction loss asks for? Cost: 5 to 1
     python tools/train.py --config configs/shuffled_target.py:tiny --workdir runs/shuffled_target_tiny
 """
 
+from ml_collections import ConfigDict
+
 from configs import common
 
 
-def get_config(size: str = "3b"):
+def get_config(size: str = "3b") -> ConfigDict:
     c = common.get_config(size, "shuffled_target")
     c.objective.target = "shuffled"
     return c

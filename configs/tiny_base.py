@@ -4,10 +4,12 @@
 `configs/tiny_base_filler.py` goes on from there. It is no experiment of the paper. Cost: 15 minutes on 2 cores.
 """
 
+from ml_collections import ConfigDict
+
 from configs import common
 
 
-def get_config(size: str = "tiny"):
+def get_config(size: str = "tiny") -> ConfigDict:
     if size != "tiny":
         raise ValueError(f"config argument {size!r}: the tiny checkpoint has one size, tiny")
     c = common.get_config(size, "tiny_base")

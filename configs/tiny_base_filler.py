@@ -7,10 +7,12 @@ in two rounds, the second longer; alone it goes on from the checkpoint that ship
     python tools/train.py --config configs/tiny_base_filler.py --workdir runs/tiny_base_filler
 """
 
+from ml_collections import ConfigDict
+
 from configs import tiny_base
 
 
-def get_config(size: str = "tiny"):
+def get_config(size: str = "tiny") -> ConfigDict:
     c = tiny_base.get_config(size)
     c.name = "tiny_base_filler"
     c.init.checkpoint = "lvr_jax/assets/tiny_one_offset"

@@ -28,7 +28,7 @@ class tqdm(original.tqdm):  # noqa: N801
             options |= {"bar_format": given.replace("{bar} ", ""), "mininterval": 1.0, "maxinterval": 10.0}
         super().__init__(*arguments, **options)
 
-    def display(self, msg=None, pos=None):
+    def display(self, msg=None, pos=None) -> None:
         """A line, if it is time for one."""
         if not self.in_a_log:
             return super().display(msg, pos)
@@ -37,11 +37,11 @@ class tqdm(original.tqdm):  # noqa: N801
             print(str(self).strip(" :"), file=self.fp, flush=True)
         return True
 
-    def clear(self, nolock=False):
+    def clear(self, nolock=False) -> None:
         if not self.in_a_log:
             super().clear(nolock)
 
-    def close(self):
+    def close(self) -> None:
         if not self.in_a_log or self.disable:
             return super().close()
         # What tqdm's own does besides moving the cursor.

@@ -22,6 +22,7 @@ SCENES = 8          # the one that is asked about, and donors
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """Reads the command line."""
     parser = argparse.ArgumentParser(
         prog="ask", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -74,6 +75,7 @@ def items_of(options: argparse.Namespace) -> list:
 
 
 def ask(options: argparse.Namespace) -> None:
+    """Asks as the options say and prints reply, latents and the answers under conditions."""
     items = items_of(options)
     # Imported after the pictures were read: JAX takes a second or two.
     from lvr_jax.api.conditions import condition, needs_others
@@ -103,6 +105,7 @@ def ask(options: argparse.Namespace) -> None:
 
 
 def asked_of(item) -> str:
+    """The question and its lettered options as text."""
     choices = "".join(f"\n{'':11}({letter}) {text}" for letter, text in zip(string.ascii_uppercase, item.options or ()))
     return f"{'question':10} {item.question.splitlines()[0]}{choices}"
 

@@ -10,6 +10,7 @@ case of a kind that nobody checks has failed; 2 for bad input.
 import argparse
 import pathlib
 import sys
+from collections.abc import Iterator
 
 from golden import decoding_cases, input_cases, model_cases, optimizer_cases, prism_cases, training_cases
 from golden.case import Case, CaseError, Check
@@ -21,7 +22,7 @@ CHECKERS = {
 }
 
 
-def checks(case: Case):
+def checks(case: Case) -> Iterator[Check]:
     """Compares one case with our code, check by check."""
     if case.kind not in CHECKERS:
         yield Check(f"kind {case.kind} is not supported", float("nan"), 0)

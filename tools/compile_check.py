@@ -117,7 +117,7 @@ def _options() -> dict[str, Any]:
 
 
 def _said(topology: str, program: str) -> list[str]:
-    """The flags that make this one row again."""
+    """The command line that reproduces one row."""
     skip = ("--topology", "--what", "--json")
     said, left = [], iter(sys.argv[1:])
     for each in left:

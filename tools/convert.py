@@ -44,7 +44,7 @@ class StopBetweenPieces:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self.remember)
 
-    def remember(self, number, frame):
+    def remember(self, number, frame) -> None:
         self.number = number
         signal.signal(number, signal.SIG_DFL)       # a second one ends the process at once
 

@@ -107,7 +107,7 @@ def _literal(text: str):
 def protocol_of(options: argparse.Namespace) -> protocols.Protocol:
     """The named protocol with its switches; `steps.accuracy=16` sets one field of a budget."""
     base = protocols.protocol(options.protocol)
-    switches = {}
+    switches: dict = {}
     for name, value in options.switches.items():
         field, dot, part = name.partition(".")
         if dot:

@@ -112,7 +112,7 @@ def _config(module: ModuleType, options: argparse.Namespace, checkpoint: Path) -
 
 
 def write_card(folder: Path, card: Callable[[list[Score], dict[str, offsets.Right]], str], work: Path) -> None:
-    """Measures the checkpoint and says so in its README.md."""
+    """Measures the checkpoint and writes its model card."""
     scores = evaluate(folder, work / f"{folder.name}.jsonl")
     text = card(scores, offsets.measure(folder, ITEMS))
     (folder / "README.md").write_text(text)
@@ -154,7 +154,7 @@ def initial(seed: int) -> dict:
 
 
 def write_files(folder: Path, tokenizer: ChatTokenizer, config: Config) -> None:
-    """What stands around the weights of a Hugging Face checkpoint."""
+    """Writes the files beside the weights of a Hugging Face checkpoint: config, tokenizer, preprocessor."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "tokenizer.json").write_text(tokenizer.backend.to_str())
     end = tokenizer.id(IM_END)

@@ -11,7 +11,7 @@ The argument is the template: `digit_search.py:p_lvr_3`.
 import ml_collections
 
 
-def get_config(template: str = "lvr"):
+def get_config(template: str = "lvr") -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.data = {
         "tokenizer": "",

@@ -16,7 +16,7 @@ from lvr_jax.data.images import LVR_PIXELS
 from lvr_jax.data.records import SHORT_ANSWER
 
 
-def get_config(argument: str = "data/visual_cot,sroie,vsr,dude"):
+def get_config(argument: str = "data/visual_cot,sroie,vsr,dude") -> ml_collections.ConfigDict:
     folder, *names = argument.split(",")
     config = ml_collections.ConfigDict()
     config.data = {

@@ -62,7 +62,7 @@ def compact(x: np.ndarray) -> np.ndarray:
 
 
 def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
-    """NaNs and signed zeros included."""
+    """Whether two arrays hold the same bits, NaNs and signed zeros included."""
     return a.dtype == b.dtype and np.array_equal(compact(a).view(np.uint8), compact(b).view(np.uint8))
 
 
@@ -135,7 +135,7 @@ def to_flax(
 
 
 def _refuse_nested(source, target) -> None:
-    """Writing a folder into itself, or over one that holds it, would remove what is being read."""
+    """Refuses to write a folder into itself or over one that contains it, which would remove what is being read."""
     if is_remote(source) or is_remote(target):
         same = str(resolve(source)).rstrip("/") == str(resolve(target)).rstrip("/")
     else:
@@ -196,8 +196,8 @@ def to_hf(
         if not exact:
             _write_index(folder, shards)
             (folder / "config.json").write_text(json.dumps(_updated(source, target(table[EMBED])), indent=2) + "\n")
-        for name, tensors in plan.items():
-            write_file(folder / name, headers[name], _pieces(tensors, source, table, progress))
+        for name, described in plan.items():
+            write_file(folder / name, headers[name], _pieces(described, source, table, progress))
         if verify:
             _compare(source.arrays, open_hf(folder), progress, exported=True)
     return source

@@ -1,4 +1,4 @@
-"""A number of all weights, by which results of one checkpoint are told from another's.
+"""Computes a fingerprint of all weights, by which results of one checkpoint are told from another's.
 
 Every value of every parameter counts, with a weight of its own by its place. Sums of integers do not depend on order,
 so the number is the same however the parameters are cut over devices and hosts.

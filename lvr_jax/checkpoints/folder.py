@@ -89,8 +89,8 @@ def list_files(folder) -> list[Path]:
 
 def workplace(final: str | os.PathLike) -> epath.Path:
     """Where `building` fills the folder before it takes its name."""
-    final = resolve(final)
-    return final if is_remote(final) else final.parent / f"{final.name}.incomplete"
+    place = resolve(final)
+    return place if is_remote(place) else place.parent / f"{place.name}.incomplete"
 
 
 def refuse_existing(final: epath.Path, overwrite: bool) -> None:
@@ -113,10 +113,10 @@ def _is_leftover(final: epath.Path) -> bool:
 @contextlib.contextmanager
 def building(final: str | os.PathLike, overwrite: bool = False) -> Iterator[epath.Path]:
     """Yields the folder to fill; it takes its final name when the block ends, and is removed if the block raises."""
-    final = resolve(final)
-    refuse_existing(final, overwrite)
-    with disk_full_is_one_line(final.parent):
-        with (_in_place if is_remote(final) else _beside)(final) as folder:
+    place = resolve(final)
+    refuse_existing(place, overwrite)
+    with disk_full_is_one_line(place.parent):
+        with (_in_place if is_remote(place) else _beside)(place) as folder:
             yield folder
 
 
@@ -170,7 +170,7 @@ def _claimed(temporary: epath.Path) -> Iterator[None]:
 
 
 def _refuse_foreign(folder: epath.Path) -> None:
-    """Names beside the output are free to us only if nobody else uses them."""
+    """Refuses temporary names beside the output that something else uses."""
     if folder.exists() and not (folder.is_dir() and ((folder / UNFINISHED).exists() or not any(folder.iterdir()))):
         raise CheckpointError(f"{folder} exists and was not made by this program, which would build there; rename it")
 
@@ -204,8 +204,9 @@ def _sync(folder: epath.Path) -> None:
 
 
 def _take_name(temporary: epath.Path, final: epath.Path) -> None:
-    """Gives the new folder its name; what had it before goes. At every moment the name has a whole checkpoint.
+    """Renames the new folder to its final name and removes what had it before.
 
+    At every moment the name has a whole checkpoint.
     The mark of ownership stands in whichever folder has a temporary name, so that the next run may clear it.
     """
     if final.exists():

@@ -123,7 +123,7 @@ def _shards(folder: Path) -> list[str]:
 
 
 def _weight_map(index: Path) -> dict[str, str]:
-    weight_map = read_json(index).get("weight_map")
+    weight_map: Any = read_json(index).get("weight_map")
     sound = isinstance(weight_map, dict) and weight_map
     if not sound or not all(isinstance(name, str) and name == os.path.basename(name) for name in weight_map.values()):
         raise CheckpointError(f"{index}: field weight_map is missing or unsound, expected tensor name -> file name")
@@ -148,7 +148,7 @@ def _check_redundant_head(embed: Tensor, head: Tensor) -> None:
     same = embed.shape == head.shape and embed.dtype == head.dtype
     for start in range(0, embed.shape[0] if same else 0, 4096):
         rows = [tensor.read(start, min(start + 4096, embed.shape[0])).view(np.uint8) for tensor in (embed, head)]
-        same = same and np.array_equal(*rows)
+        same = same and np.array_equal(rows[0], rows[1])
     if not same:
         raise CheckpointError(
             f"{head.file}: {head.name} differs from {embed.name}, but config.json says tie_word_embeddings true"

@@ -107,9 +107,9 @@ def load_params(
     folder: str | os.PathLike, shardings: Any = None, dtype: Any = None, config: Config | None = None
 ) -> tuple[Config, dict]:
     """`load` for a folder of ours."""
-    folder, found, held = described(folder)
-    refuse_other(folder, found, config)
-    return found, read_arrays(folder / PARAMS, _targets(held, shardings, dtype))
+    place, found, held = described(folder)
+    refuse_other(place, found, config)
+    return found, read_arrays(place / PARAMS, _targets(held, shardings, dtype))
 
 
 def _targets(held: Mapping[str, jax.ShapeDtypeStruct], shardings: Any, dtype: Any) -> dict[str, jax.ShapeDtypeStruct]:

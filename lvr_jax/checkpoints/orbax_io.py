@@ -1,4 +1,4 @@
-"""Gets arrays in and out of Orbax without their ever being whole in memory.
+"""Writes and reads arrays with Orbax piece by piece, never whole in memory.
 
 Orbax lets a leaf type bring its own TypeHandler, so a stacked parameter can be written layer by layer while Orbax
 still does everything else: names, tree metadata, atomic commit. Every parameter becomes a plain zarr array
@@ -107,7 +107,7 @@ def _checkpointer() -> ocp.Checkpointer:
 
 
 def nested(flat: dict[str, Any]) -> dict:
-    """{"text/blocks/q": x} -> {"text": {"blocks": {"q": x}}}"""
+    """Turns paths into nested dicts: {"text/blocks/q": x} -> {"text": {"blocks": {"q": x}}}."""
     tree: dict = {}
     for path, leaf in flat.items():
         *folders, last = path.split("/")
@@ -119,7 +119,7 @@ def nested(flat: dict[str, Any]) -> dict:
 
 
 def flat(tree: dict, is_leaf=None) -> dict[str, Any]:
-    """The way back."""
+    """Turns nested dicts into paths, the inverse of `nested`."""
     found = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)[0]
     return {"/".join(str(key.key) for key in path): leaf for path, leaf in found}
 
@@ -141,7 +141,7 @@ def stored(folder: epath.Path) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def hush_threads() -> None:
-    """Lets no thread of Orbax or TensorStore print what is raised, and said in one line, anyway."""
+    """Silences tracebacks that threads of Orbax and TensorStore print; the error itself is raised and reported."""
     logging.get_absl_logger().addFilter(_is_no_traceback_of_orbax)
     if sys.unraisablehook is sys.__unraisablehook__:
         sys.unraisablehook = _without_late_reads_and_writes

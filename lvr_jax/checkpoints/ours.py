@@ -46,28 +46,28 @@ class Ours:
 
 def described(folder: str | os.PathLike) -> tuple[epath.Path, Config, dict]:
     """Folder, config and the stored arrays' shapes and types by path, all checked against each other."""
-    folder = resolve(folder)
-    if not is_ours(folder):
-        raise CheckpointError(f"{folder}: no lvr_jax.json; expected a checkpoint of tools/convert.py or training")
-    fields = read_json(folder / FILES / "config.json")
-    held = stored(folder / PARAMS)
+    place = resolve(folder)
+    if not is_ours(place):
+        raise CheckpointError(f"{place}: no lvr_jax.json; expected a checkpoint of tools/convert.py or training")
+    fields = read_json(place / FILES / "config.json")
+    held = stored(place / PARAMS)
     found = {path: leaf.shape for path, leaf in held.items()}
-    config = fitted(read_config(fields, str(folder / FILES / "config.json")), found, "text/embed", "text/head")
-    refuse_differences(folder / PARAMS, found, shapes(config))
-    return folder, config, held
+    config = fitted(read_config(fields, str(place / FILES / "config.json")), found, "text/embed", "text/head")
+    refuse_differences(place / PARAMS, found, shapes(config))
+    return place, config, held
 
 
 def open_ours(folder: str | os.PathLike) -> Ours:
     """Raises CheckpointError if the folder is half-written, damaged or of another network than its config.json."""
-    folder, config, _ = described(folder)
-    fields = read_json(folder / FILES / "config.json")
-    headers = folder / HEADERS
+    place, config, _ = described(folder)
+    fields = read_json(place / FILES / "config.json")
+    headers = place / HEADERS
     names = sorted(headers.iterdir()) if headers.exists() else []
     kept = {path.name.removesuffix(".header"): path.read_bytes() for path in names}
-    arrays = open_arrays(folder / PARAMS)
+    arrays = open_arrays(place / PARAMS)
     if kept:
         _refuse_other_headers(headers, kept, slots(config), arrays)
-    return Ours(folder, fields, config, arrays, kept)
+    return Ours(place, fields, config, arrays, kept)
 
 
 def _refuse_other_headers(

@@ -12,6 +12,7 @@ import os
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -68,7 +69,7 @@ def parse_header(header: bytes, path: Path, total: int | None = None) -> list[Te
     try:
         entries = parse_object(header, path)
         entries.pop("__metadata__", None)
-        described = [(*_whole(e["data_offsets"], 2), name, str(e["dtype"]), _whole(e["shape"]))
+        described: list[tuple[Any, ...]] = [(*_whole(e["data_offsets"], 2), name, str(e["dtype"]), _whole(e["shape"]))
                      for name, e in entries.items()]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}: the header is not that of a safetensors file ({error})") from error
@@ -89,7 +90,7 @@ def parse_header(header: bytes, path: Path, total: int | None = None) -> list[Te
     return tensors
 
 
-def _whole(numbers: object, count: int | None = None) -> tuple[int, ...]:
+def _whole(numbers: Any, count: int | None = None) -> tuple[int, ...]:
     """Whole numbers from 0, so many; ValueError."""
     sound = isinstance(numbers, list) and all(type(n) is int and 0 <= n < 2**63 for n in numbers)
     if not sound or count not in (None, len(numbers)):
@@ -117,7 +118,7 @@ def write_file(path: Path, header: bytes, pieces: Iterator[np.ndarray]) -> None:
         file.write(struct.pack("<Q", len(header)))
         file.write(header)
         for piece in pieces:
-            file.write(np.ascontiguousarray(piece).view(np.uint8))
+            file.write(memoryview(np.ascontiguousarray(piece).view(np.uint8)))
         file.flush()
         if "://" not in os.fspath(path):
             os.fsync(file.fileno())

@@ -153,7 +153,7 @@ def _offered(letter: str, rest: str, choices: Choices) -> str | None:
 
 def _text_at(text: str, choices: Choices) -> str | None:
     """The option whose text stands here, up to the end of a clause; the longest, if one begins with another."""
-    here = {}
+    here: dict[int, list[str]] = {}
     for letter, option in choices.items():
         option = " ".join(option.split()).removesuffix(".")
         if option and re.match(rf"{re.escape(option)}[\"'”’)]*(?:\s*(?:$|\n|[.,;!](?!\d)))", text, re.IGNORECASE):

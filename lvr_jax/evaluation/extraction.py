@@ -195,7 +195,7 @@ def lmms_visualpuzzles(reply: str, choices: Choices) -> str | None:
         if f"answer: {option}" in text.lower() or f"answer:{option}" in text.lower():
             return letter
     last = {letter: text.rfind(option) for letter, option in options.items()}
-    return max(last, key=last.get) if options and max(last.values()) >= 0 else None
+    return max(last, key=lambda letter: last[letter]) if options and max(last.values()) >= 0 else None
 
 
 # Ours ----------------------------------------------------------------------------------------------------------------

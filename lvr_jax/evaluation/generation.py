@@ -50,7 +50,9 @@ class LetterPlace:
 
 
 def letter_place(tokenizer: ChatTokenizer, mark: str, letters: str) -> LetterPlace:
-    """By encoding marked answers: the part that all share is the opening, the first id that differs the letter's.
+    """Finds where the answer's letter is picked, by encoding marked answers.
+
+    What all of them share is the opening; the first id that differs is the letter's.
 
     What precedes the mark may be merged into it, so the opening is looked for behind a space and a newline too.
     """

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from lvr_jax.data.options import with_options
 from lvr_jax.evaluation.rows import BenchmarkError, Row
@@ -157,7 +158,7 @@ TEMPLATES: dict[str, dict[str, Template]] = {
 HARNESSES = tuple(TEMPLATES)
 
 
-def lookup(table: Mapping[str, Mapping[str, object]], harness: str, family: str, what: str):
+def lookup(table: Mapping[str, Mapping[str, object]], harness: str, family: str, what: str) -> Any:
     """The entry of a harness for a family, its "*" entry, or an error that lists what there is."""
     if harness not in table:
         raise BenchmarkError(f"no harness {harness!r}, expected one of {', '.join(table)}")

@@ -1,4 +1,4 @@
-"""The switches under which a number was made: a `Protocol` records all of them and is stored with every result.
+"""Evaluation protocols: every switch that a number depends on, stored with each result.
 
 `paper` is what "Cosine Misleads" and LVR ran, quirks included; `clean` is what we recommend. A switch can be set on
 its own: `protocol("paper", mmvp_order="lexicographic")`.

@@ -96,11 +96,11 @@ def write_results(path: str | os.PathLike, header: Header, items: Sequence[Resul
 
 def read_results(path: str | os.PathLike) -> Results:
     """Header and items; a line that was cut off is an error."""
-    path = epath.Path(os.fspath(path))
-    if not path.exists() or path.is_dir():
-        what = "a folder" if path.exists() else "no such file"
-        raise BenchmarkError(f"{path}: {what}, expected results of an evaluation (JSONL)")
-    lines = path.read_bytes().decode("utf-8", errors="replace").split("\n")
+    file = epath.Path(os.fspath(path))
+    if not file.exists() or file.is_dir():
+        what = "a folder" if file.exists() else "no such file"
+        raise BenchmarkError(f"{file}: {what}, expected results of an evaluation (JSONL)")
+    lines = file.read_bytes().decode("utf-8", errors="replace").split("\n")
     records = []
     for number, line in enumerate(lines, start=1):
         if not line:

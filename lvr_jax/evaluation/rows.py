@@ -1,4 +1,4 @@
-"""One benchmark question, before a prompt template or an image decoder has touched it.
+"""A benchmark question as published, before prompt template and image decoding.
 
 A `Row` is all text and small; a whole benchmark of them fits in memory, so that ids, gold letters and pairs are known
 without decoding a single image. Prompt templates, extraction rules and aggregations all take rows.
@@ -10,6 +10,7 @@ import dataclasses
 import re
 import string
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from lvr_jax.data.sample import DataError
 
@@ -37,7 +38,7 @@ class Row:
     category: str = ""
     group: str = ""
     cycle: str = ""
-    texts: Mapping[str, str | tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    texts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def choices(self) -> dict[str, str]:
@@ -78,7 +79,7 @@ def gold_letter(value: object, count: int, where: str) -> str:
     return letter
 
 
-def field(record: Mapping, name: str, kind: type | tuple[type, ...], where: str):
+def field(record: Mapping, name: str, kind: type | tuple[type, ...], where: str) -> Any:
     """`record[name]`, which must be there and of this kind."""
     if name not in record:
         raise BenchmarkError(f"{where}: no field {name!r}, found {', '.join(map(str, record)) or 'none'}")

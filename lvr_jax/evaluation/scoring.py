@@ -120,7 +120,7 @@ def aggregate(name: str, marks: Sequence[Mark]) -> float:
 
 @functools.cache
 def _confidence():
-    """Imported when it is asked for: with pandas it takes as long to import as everything else together."""
+    """statsmodels' interval, imported late: with pandas it takes as long to import as all else together."""
     from statsmodels.stats.proportion import proportion_confint
 
     return proportion_confint

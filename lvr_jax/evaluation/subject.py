@@ -72,7 +72,8 @@ def open_subject(
     """
     ours = is_ours(resolve(folder))
     source = open_ours(folder) if ours else open_hf(folder)
-    files, fields, config = source.files if ours else source.folder, source.fields, source.config
+    files: Any = source.files if ours else source.folder
+    fields, config = source.fields, source.config
     where = os.fspath(files / "config.json")
     tokenizer = load_tokenizer(files)
     check_config(tokenizer, {**fields, "vocab_size": config.text.vocab}, where)

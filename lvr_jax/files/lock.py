@@ -38,7 +38,7 @@ def locked(folder: str | os.PathLike, wanted: bool = True) -> Iterator[None]:
 
 
 def _held(folder: Path) -> int | None:
-    """An open descriptor with the lock; None where there is no such folder to be had."""
+    """An open descriptor that holds the lock; None where the folder cannot be opened."""
     while True:
         try:
             folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Makes file names of what is no file name: a path that a record gives, an id that a person chose."""
+"""Makes safe file names of paths and ids that come from data."""
 
 from __future__ import annotations
 

@@ -10,16 +10,16 @@ TEMPORARY = ".partial"
 
 
 def write_whole(path: str | os.PathLike, content: bytes | str) -> None:
-    """A disk: under a temporary name of this process, then renamed. gs://: one object, which appears whole."""
-    path = epath.Path(os.fspath(path))
+    """Writes a file atomically: on a disk under a temporary name and renamed, on gs:// as one object."""
+    final = epath.Path(os.fspath(path))
     content = content.encode() if isinstance(content, str) else content
-    if "://" in os.fspath(path):
-        path.write_bytes(content)
+    if "://" in os.fspath(final):
+        final.write_bytes(content)
         return
-    temporary = path.parent / f"{path.name}.{os.getpid()}{TEMPORARY}"
+    temporary = final.parent / f"{final.name}.{os.getpid()}{TEMPORARY}"
     try:
         temporary.write_bytes(content)
-        temporary.replace(path)
+        temporary.replace(final)
     except OSError:
         temporary.unlink(missing_ok=True)
         raise

@@ -13,6 +13,7 @@ condition names one by index.
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +43,9 @@ class ConditionError(ValueError):
     """A condition that cannot mean anything, or that the blocks or the bank at hand cannot serve."""
 
 
+Array = Any     # a jax.Array, or a NumPy array or scalar of the same shape before it goes to the device
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Condition:
@@ -58,18 +62,18 @@ class Condition:
     seed_as: int32, the number that enters the noise key; equal numbers give equal noise
     """
 
-    keep: jax.Array
-    mix: jax.Array
-    sigma: jax.Array
-    noise: jax.Array
-    source: jax.Array
-    steps: jax.Array
-    budget: jax.Array
-    opens: jax.Array
-    banned: jax.Array
-    close: jax.Array
-    blocked: jax.Array
-    seed_as: jax.Array
+    keep: Array
+    mix: Array
+    sigma: Array
+    noise: Array
+    source: Array
+    steps: Array
+    budget: Array
+    opens: Array
+    banned: Array
+    close: Array
+    blocked: Array
+    seed_as: Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -243,7 +247,9 @@ def in_context(condition: Named, context: str, own: str = "self") -> Named:
     Latents that a condition leaves alone, or adds noise to, are those of the item's own clean pass (the source `own`)
     and not of the other prompt.
     """
-    kept = {} if condition.keep == 0 or condition.mix else {"keep": 0.0, "mix": condition.keep, "source": own}
+    kept: dict[str, Any] = {}
+    if condition.keep != 0 and not condition.mix:
+        kept = {"keep": 0.0, "mix": condition.keep, "source": own}
     if condition.keep and condition.mix:
         raise ConditionError(f"condition {condition.name!r} mixes latents, which no other prompt can give")
     return dataclasses.replace(condition, name=f"{condition.name}+{context}_context", evidence=PATH, context=context,

@@ -45,7 +45,7 @@ class Row:
 
     @property
     def stage(self) -> jax.Array:
-        """Of the next latent: the last of the open stages; 0 in text."""
+        """Stage of the next latent: the last stage that is open; 0 in text."""
         return last(self.remaining > 0)
 
     @property
@@ -88,7 +88,7 @@ class Machine:
         return (token[..., None] == self.plan.start) & self.condition.opens[:, None]
 
     def role(self, row: Row) -> jax.Array:
-        """What the position about to be consumed is to attention: a start marker and its slots are latent."""
+        """Attention role of the next position: a start marker and its slots count as latent."""
         latent = row.inside | self._markers(row.token).any(-1)
         return jnp.where(latent, cond.LATENT, cond.ANSWER).astype(jnp.int32)
 
@@ -112,7 +112,7 @@ class Machine:
         return over_conditions(self.condition, z, bank.source, item, row.inside, row.stage, row.block, row.place)
 
     def _quota(self, row: Row) -> jax.Array:
-        """[C, B, G]: latents that a block opened now would feed."""
+        """Latents [C, B, G] that a block would feed if it opened at this step."""
         quota = jnp.where(self.condition.budget >= 0, self.condition.budget, self.plan.quota)[:, None]
         if self.own_budget is not None:
             own = (self.condition.budget == cond.OF_THE_BOX)[:, None]

@@ -1,4 +1,4 @@
-"""What latent-reasoning models are trained for: cross-entropy, reconstruction of visual targets, diversity.
+"""Training losses of latent-reasoning models: cross-entropy, reconstruction of visual targets, diversity.
 
 A latent at position p is predicted by the state after the final norm at p - 1 (so the start marker predicts the first
 latent), and compared with the merged vision token that teacher forcing feeds at p. Everything here is fp32. Sums and
@@ -7,6 +7,7 @@ over devices, is the same step (`Totals`).
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -30,7 +31,7 @@ DISTANCES = {
 }
 
 # Which positions the auxiliary loss may be back-propagated through; None is all of them.
-ROUTES = {
+ROUTES: dict[str, Callable[[jax.Array], jax.Array] | None] = {
     "both": None,
     "latent_only": lambda role: role == LATENT,
     "outside_only": lambda role: role != LATENT,
@@ -86,7 +87,7 @@ class Objective:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """What may change from step to step without a new program: fp32 scalars.
+    """Loss weights that change from step to step without recompilation: fp32 scalars.
 
     reconstruction: lambda, 0 in D-LVR's second phase; own: probability that a latent fed is the model's own
     """
@@ -117,7 +118,7 @@ def is_free(batch: dict) -> jax.Array:
 
 
 def totals(batch: dict) -> Totals:
-    """Counted over the global batch [..., B, T] before it is cut into micro-batches."""
+    """Denominators of the losses, counted over the global batch [..., B, T] before it is cut into micro-batches."""
     count = lambda x: jnp.sum(x, dtype=jnp.float32)  # noqa: E731
     free = is_free(batch)
     first = free & ~jnp.pad(free & _same_group(batch), [(0, 0)] * (free.ndim - 1) + [(1, 0)])[..., :-1]
@@ -300,9 +301,10 @@ def loss(
         before(batch, hidden), model.unembedding, batch["tokens"], share, objective.chunk
     )
     routed = out
-    if ROUTES[objective.route] is not None:
+    route = ROUTES[objective.route]
+    if route is not None:
         # The same pass once more, with the gradient allowed through some positions only: cross-entropy keeps its own.
-        flow = ROUTES[objective.route](batch["role"])
+        flow = route(batch["role"])
         routed = forward(model, batch, objective, weights, key, compute, parts=parts, flow=flow, merged=out["merged"])
     lvr, _ = reconstruction(batch, objective, routed["predicted"], routed["target"], total)
     parts_of_loss = {"loss_ce": ce, "loss_lvr": lvr}

@@ -1,4 +1,4 @@
-"""Prompts that have been read, held on the devices: every stage of an audit starts from one prefill of an item.
+"""Caches prefilled prompts on the devices, so that every stage of an audit shares one prefill an item.
 
 What was read in one set of batches serves others: rows are gathered from the batches that hold them. Nothing depends
 on what is held but the time, and, where rows come from batches of another size, the last bit of numbers.
@@ -55,7 +55,7 @@ class Held:
         return self._gathered(ids, rows, lambda _, merged: _padded(merged, 1, self._longest(lambda _, m: m)))
 
     def _longest(self, of) -> int:
-        """One size for whatever is gathered, so that it meets one program."""
+        """The length that gathered caches are padded to, so that one compiled program serves all."""
         return max(of(*read).shape[1] for read in self.batches.values())
 
     def _gathered(self, ids: Sequence[str], rows: int, part):
@@ -70,7 +70,7 @@ class Held:
 
 
 def _axis(leaf) -> int:
-    """Where the rows are: [L, B, T, K, H] in a cache, else first."""
+    """The axis of the rows: the second one of keys and values [L, B, T, K, H], else the first."""
     return 1 if leaf.ndim == 5 else 0
 
 
@@ -91,7 +91,7 @@ def _put(into, source, at, here):
 
 
 def _longer(prefix: Prefix, tokens: int) -> Prefix:
-    """The same with unused places at the end of its cache."""
+    """The same prefix with a longer cache, whose new positions are unused."""
     cache = prefix.cache
     return dataclasses.replace(prefix, cache=dataclasses.replace(
         cache, k=_padded(cache.k, 2, tokens), v=_padded(cache.v, 2, tokens),

@@ -1,13 +1,14 @@
 """Rolls a model out through its own latents and its answer: prefill, then one loop for every system.
 
-`prefill` runs image and question once. `sweep` rolls latents and answer out under C conditions at a time, all of them
-reading the same prefix cache; `rollout` is a sweep of one. The loop is a state machine over [C, B] rows: each row is
-in text or in a latent block of some stage, and a step feeds it either its last token or a (possibly corrupted) hidden
+`prefill` runs image and question once. `sweep` decodes latents and answer under C conditions at once, which share the
+prefix's KV cache; `rollout` is a sweep of one condition. The loop is a state machine over [C, B] rows: each row is in
+text or in a latent block of some stage, and a step feeds it either its last token or a (possibly corrupted) hidden
 state. Latents are positions like any other: one M-RoPE step each.
 """
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +26,7 @@ from lvr_jax.models.records import Cache, Images, Override, Tokens
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Prefix:
-    """Image and question, read once.
+    """The prefilled prompt: KV cache and last state of image and question.
 
     cache: [L, B, T, K, H] and what it needs; hidden: [B, D], the last token's state after the final norm
     token: [B], the last token; next_position: [B]; segment: [B], the row's segment id
@@ -47,7 +48,7 @@ class Prefix:
 def prefill(
     graph: nnx.GraphDef,
     params: dict,
-    batch: dict,
+    batch: Mapping[str, Any],
     item: jax.Array,
     *,
     compute: Compute = Compute(),  # noqa: B008
@@ -95,7 +96,7 @@ def prefill(
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Bank:
-    """What conditions may feed, of each item.
+    """Latent blocks that conditions may feed instead of an item's own.
 
     source: [n, B, G, Z, D] latent blocks; spread: [D], standard deviation (for SPREAD); budget: [B, G] latents a block
     of each item, for OF_THE_BOX (None: no condition asks for it)
@@ -107,7 +108,7 @@ class Bank:
 
 
 def no_bank(prefix: Prefix, plan: Plan) -> Bank:
-    """For conditions that mix nothing in."""
+    """An empty bank, for conditions that feed no other latents."""
     B, D = prefix.hidden.shape
     return Bank(jnp.zeros((1, B, len(plan.start), 1, D)), jnp.zeros(D))
 
@@ -115,7 +116,10 @@ def no_bank(prefix: Prefix, plan: Plan) -> Bank:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Patch:
-    """States of another run to be put in: at step [C, B] (-1: never) and layer [C], from states [B, S, 1 + L, D]."""
+    """Activation patching: states of another run, [B, S, 1 + L, D], that replace this one's.
+
+    step: [C, B], -1 for never; layer: [C]
+    """
 
     step: jax.Array
     layer: jax.Array
@@ -125,7 +129,7 @@ class Patch:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Trace:
-    """What happened, step by step: [C, B, S, ...]. Step s consumes one position (step 0 is the prompt's last one).
+    """Record of a rollout by step: [C, B, S, ...]. Step s consumes one position (step 0 is the prompt's last one).
 
     token:    id that was stored at the step (picked, forced, or the slot's), pad id 0 after the end
     latent:   bool, the step's input was a latent;  stage, block, index: of that latent (index within its block)
@@ -178,7 +182,7 @@ def sweep(
     steps: S, the static length of the trace, at least max_new_tokens plus the longest overrun of an open block;
     letters: [O] ids whose logits are kept; forced: [S] or [B, S], ids that replace the picked ones where >= 0;
     replay: [B, S, D], vectors fed at latent steps instead of whatever the model and the condition make;
-    patch: states that take the place of the run's own as they come up (step 0 is the prefill's, and keeps its own);
+    patch: states that replace the run's own (step 0 is the prefill's and is never patched);
     position_shift: added to every decoded position (0 is right; minus the padding reproduces transformers 4.54 with
     left-padded batches); record: `states`, `attention`.
     """
@@ -251,7 +255,7 @@ def rollout(graph, params, prefix, plan, condition, bank, **options) -> Trace:
 
 
 def _decode_step(model, x, position, segment, role, prefix: Cache, own: Cache, slot, condition, compute, record, put):
-    """One position of every row [C, B]: hidden [C, B, D], the cache with it, and taps.
+    """Decodes one position of every row [C, B]: hidden [C, B, D], the cache that includes it, and taps.
 
     put: which rows [C, B] take a state, at which layer [C], of states [B, 1 + L, D]; or None
     """

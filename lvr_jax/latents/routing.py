@@ -1,4 +1,4 @@
-"""Who may not see whom in all that a checkpoint does: a network trained behind a bottleneck runs behind it."""
+"""Attention masks by token role: a checkpoint trained with a bottleneck mask is also run with it."""
 
 import jax
 import jax.numpy as jnp

@@ -158,7 +158,7 @@ def donors(
 
 
 def _agree(values: np.ndarray | None, row: int, candidates: np.ndarray, same: bool) -> np.ndarray:
-    """Which candidates have the row's value, or another one; none where one of the two is not known (below 0)."""
+    """Candidates whose value equals the row's, or differs from it; unknown values (below 0) never match."""
     if values is None:
         return np.zeros(len(candidates), bool)
     return (values[row] >= 0) & (values[candidates] >= 0) & ((values[candidates] == values[row]) == same)
@@ -233,7 +233,7 @@ def own(rearrange: Callable[[np.ndarray, np.random.Generator], np.ndarray]) -> S
 
 
 def computed(function: Callable[[np.ndarray], np.ndarray], name: str, item: Sequence[int], plan: Plan) -> Source:
-    """What a function makes of all items' clean latents: [I, Z, D] fp32 -> [I, Z, D], finite.
+    """Blocks that a function computes from all items' clean latents: [I, Z, D] fp32 -> [I, Z, D], finite.
 
     item: [I] numbers in the order that the function sees; Z counts the latents of all stages one after another, each as
     many as its quota. A block that was shorter goes on with its last latent; an item without latents has zeros.
@@ -278,7 +278,7 @@ def leading_blocks(latents: np.ndarray, count: int) -> np.ndarray:
 
 
 def shuffle(steps: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """Another order of the steps: never the same one, if there are two at least."""
+    """A random permutation of the steps, never the identity where there are two steps or more."""
     while len(steps) > 1:
         drawn = random.permutation(steps)
         if (drawn != steps).any():

@@ -1,4 +1,4 @@
-"""How each published system reasons in latents: one record each; nothing anywhere asks for a system's name.
+"""One record for each published latent-reasoning system; no code branches on a system's name.
 
 A latent block opens at a start marker, feeds the model's own hidden state (after the final norm) back for a quota of
 steps, and closes. The fields below are all that LVR, P-LVR, LanteRn, Monet, Mirage, ILVR, Laser and V-Reflection

@@ -229,7 +229,7 @@ def _phases(sweeper: Sweeper, conditions: Sequence[cond.Named]) -> list[_Phase]:
 
 
 def _manifest(sweeper: Sweeper, prompts, phases, conditions) -> dict:
-    """Everything that decides what the files hold; a folder of another sweep is refused."""
+    """Everything that results depend on, written to disk; a folder with another manifest is refused."""
     names = [c.name for c in conditions]
     if len(set(names)) < len(names):
         raise cond.ConditionError(f"two conditions are named {next(n for n in names if names.count(n) > 1)!r}")
@@ -478,7 +478,7 @@ def _embedded(table, ids):
 
 @jax.jit
 def _first(states):
-    """The one condition's states, on the devices where they are."""
+    """The states of a sweep of one condition, without the axis of conditions."""
     return states[0]
 
 

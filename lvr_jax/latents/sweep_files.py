@@ -1,4 +1,4 @@
-"""What of a sweep is on disk: one file a batch and phase, each there completely or not at all."""
+"""Files of a sweep: one a batch and phase, each written completely or not at all."""
 
 import dataclasses
 import functools
@@ -124,13 +124,14 @@ class SweepFiles:
         return digest(self.manifest())
 
     def _owner(self, phase: str, number: int) -> np.ndarray:
-        """What a file says of itself: of which sweep it is, and which part."""
+        """The header of a file: which sweep it belongs to, and which part of it."""
         return np.array(f"{self._digest} {phase} {number}")
 
     def write(self, phase: str, number: int, arrays: Mapping[str, np.ndarray]) -> None:
         """Atomic; the bytes depend on the arrays and the manifest alone (a zip archive of `savez` has no date)."""
         buffer = io.BytesIO()
-        np.savez(buffer, **dict(sorted(arrays.items())), **{OWNER: self._owner(phase, number)})
+        named: dict[str, Any] = {**dict(sorted(arrays.items())), OWNER: self._owner(phase, number)}
+        np.savez(buffer, **named)
         self._put(self.path(phase, number), buffer.getvalue())
 
     def load(self, phase: str, number: int, keys: Sequence[str] | None = None) -> dict[str, np.ndarray]:

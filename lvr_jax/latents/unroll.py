@@ -6,6 +6,7 @@ part feeds the previous state back one position at a time, differentiable throug
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +30,10 @@ Parts = tuple[Part, ...]
 
 def cut(tokens: Tokens, start: int | jax.Array, length: int) -> Tokens:
     """The record of `length` positions from `start` on."""
-    along = lambda x, axis: None if x is None else jax.lax.dynamic_slice_in_dim(x, start, length, axis)  # noqa: E731
+
+    def along(x: Any, axis: int) -> Any:
+        return None if x is None else jax.lax.dynamic_slice_in_dim(x, start, length, axis)
+
     return Tokens(
         along(tokens.positions, 2), along(tokens.segment, 1), along(tokens.role, 1), tokens.blocked,
         along(tokens.flow, 1),
@@ -48,7 +52,7 @@ def unroll(
     if not parts or parts[0].latents:
         raise ValueError("unroll: rows need static parts, text first; align the batch (data.packing.align)")
     past: list[Cache] = []
-    states = []
+    states: list[jax.Array] = []
     for part in parts:
         length = part.stop - part.start
         if part.latents:

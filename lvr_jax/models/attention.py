@@ -68,7 +68,7 @@ class Queries:
 
 
 def visible(queries: Queries, keys: Keys, first: jax.Array | int = 0) -> jax.Array:
-    """[B, T, S] bool: may query t see key s? `first` is the place of query 0 among causal keys."""
+    """Mask [B, T, S], True where query t may see key s; `first` is the position of query 0 among causal keys."""
     mask = queries.segment[:, :, None] == keys.segment[:, None, :]                       # [B, T, S]
     if keys.causal:
         T, S = mask.shape[1:]
@@ -102,8 +102,7 @@ def attention(
         return _on_each_device(kernel, queries.q, keys[0].k, keys[0].v, visible(queries, keys[0])), None
     if queries.blocked is not None:
         raise AttentionError(f"{implementation} attention cannot express a mask by roles; use implementation='xla'")
-    kernel = {"splash": _splash, "cudnn": _cudnn}[implementation]
-    return kernel(queries, keys[0]), None
+    return {"splash": _splash, "cudnn": _cudnn}[implementation](queries, keys[0]), None
 
 
 def _xla(queries: Queries, keys: tuple[Keys, ...], weights: bool) -> tuple[jax.Array, jax.Array | None]:
@@ -134,8 +133,8 @@ def _softmax_attention(queries: Queries, keys: tuple[Keys, ...], weights: bool, 
     q = (queries.q * H**-0.5).reshape(B, T, K, N // K, H)
     score_type = at_least_fp32(q.dtype)
     mask = jnp.concatenate([visible(queries, part, first) for part in keys], -1)[:, None, None]  # [B, 1, 1, T, S]
-    scores = [jnp.einsum("BTKGH,BSKH->BKGTS", q, part.k, preferred_element_type=score_type) for part in keys]
-    scores = jnp.where(mask, jnp.concatenate(scores, -1), jnp.finfo(score_type).min)
+    parts = [jnp.einsum("BTKGH,BSKH->BKGTS", q, part.k, preferred_element_type=score_type) for part in keys]
+    scores = jnp.where(mask, jnp.concatenate(parts, -1), jnp.finfo(score_type).min)
     shares = jax.nn.softmax(scores)                                                      # [B, K, G, T, S]
     ends = itertools.accumulate(part.k.shape[1] for part in keys)
     out = sum(
@@ -158,7 +157,7 @@ def _splash(queries: Queries, keys: Keys, interpret: bool = False) -> jax.Array:
 
 
 def _on_each_device(kernel: Callable, q, k, v, *of_rows) -> jax.Array:
-    """A kernel over the current mesh: the partitioner cannot look into it, so it is told what to cut. of_rows: more
+    """Runs a kernel under shard_map: the partitioner cannot shard a custom kernel by itself. of_rows: more
     arguments, each [B, ...]."""
     mesh, N, K = current_mesh(), q.shape[2], k.shape[2]
     if mesh.empty:

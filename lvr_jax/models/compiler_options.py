@@ -57,11 +57,11 @@ class Jit:
         )
 
     @property
-    def here(self) -> Callable:
-        """The jitted function for the chips of this moment."""
+    def here(self) -> Any:
+        """The function jitted with the options of the current devices."""
         return self._for((), {})
 
-    def _for(self, args, keywords) -> Callable:
+    def _for(self, args, keywords) -> Any:
         chip = jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]
         options = of_kind(chip.device_kind)
         if chip.device_kind == "cpu":
@@ -72,10 +72,10 @@ class Jit:
     def __call__(self, *args, **keywords):
         return self._for(args, keywords)(*args, **keywords)
 
-    def lower(self, *args, **keywords):
+    def lower(self, *args, **keywords) -> jax.stages.Lowered:
         return self._for(args, keywords).lower(*args, **keywords)
 
-    def eval_shape(self, *args, **keywords):
+    def eval_shape(self, *args, **keywords) -> Any:
         return self._for(args, keywords).eval_shape(*args, **keywords)
 
     def _cache_size(self) -> int:

@@ -1,4 +1,4 @@
-"""A loss over 152,000 words that never holds [B, T, V] in fp32.
+"""Cross-entropy in chunks of tokens, so that logits [B, T, V] are never held whole.
 
 Chunks of tokens: each chunk's fp32 logits live only while its loss and its gradient are computed. The forward pass
 already forms the gradient of every chunk (a weighted sum of losses is linear in the incoming scalar), so nothing is
@@ -102,7 +102,7 @@ def _over_chunks(hidden, kernel, labels, weights, *, chunk, gradient):
 
 
 def _summed(run: Callable, axes: tuple[str, ...], scattered: tuple[str, ...], *arguments):
-    """`run` on one device's rows; then the losses' sum for all devices, and of the gradients' sum to each its part."""
+    """Runs `run` on one device's rows, sums the losses over devices and reduce-scatters the gradient in the kernel."""
     loss, losses, correct, gradients = run(*arguments)
     if gradients is not None:
         d_hidden, d_kernel = gradients

@@ -1,4 +1,4 @@
-"""What tower and language model share: parameters, RMSNorm, SwiGLU, and the scan over layers."""
+"""Layers that towers and decoders share: parameters, RMSNorm, SwiGLU, and the scan over layers."""
 
 import dataclasses
 from collections.abc import Callable

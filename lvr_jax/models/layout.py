@@ -1,4 +1,4 @@
-"""Says where every patch and token of a row sits: index arrays for the device, computed on the host.
+"""Lays out the patches and tokens of a row: index arrays for the device, computed on the host.
 
 NumPy only, so that the input pipeline can use it without loading a network. The vision tower works on dense windows
 [W, S] (S = 64 patches of one 112-px window, as 16 merged tokens of 4 patches): the host puts patches straight into

@@ -19,14 +19,14 @@ def current_mesh() -> AbstractMesh:
 
 
 def row_axes(rows: int) -> tuple[str, ...]:
-    """The axes of the current mesh that so many rows are spread over: none if they do not divide."""
+    """Mesh axes that a batch of `rows` rows is sharded over; none if the number of rows does not divide."""
     mesh = current_mesh()
     axes = tuple(axis for axis in ROWS if axis in mesh.axis_names)
     return () if rows % math.prod(mesh.shape[axis] for axis in axes) else axes
 
 
 def over_rows(x: jax.Array) -> jax.Array:
-    """Keeps rows [B, ...] where the batch has them, all else of them whole."""
+    """Constrains x [B, ...] to be sharded over its rows alone."""
     axes = row_axes(x.shape[0])
     return jax.lax.with_sharding_constraint(x, PartitionSpec(axes)) if axes else x
 

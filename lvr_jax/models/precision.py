@@ -1,4 +1,4 @@
-"""The type of the steps that bf16 would spoil: norms, RoPE, softmax, logits."""
+"""The dtype of norms, RoPE, softmax and logits, which bf16 is too coarse for."""
 
 import jax.numpy as jnp
 

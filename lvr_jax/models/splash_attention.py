@@ -48,7 +48,7 @@ BLOCKS = Blocks()
 def split_padding(segment: jax.Array, size: int) -> jax.Array:
     """Segment ids [B, T] with padding (0) in segments of its own, of `size` places at most.
 
-    What padding sees is nobody's concern, so that it need not see all other padding.
+    Results at padding are never used, so padding need not attend to all other padding.
     """
     return jnp.where(segment > 0, segment, 2**30 + jnp.arange(segment.shape[1]) // size)
 

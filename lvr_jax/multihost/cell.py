@@ -1,4 +1,4 @@
-"""A cell: the chips that hold the weights once and answer items by themselves, independently of all other cells.
+"""A cell: a group of chips that holds the weights once and processes items independently of all other cells.
 
 A run has `count` cells, which share nothing but a folder: each does every count-th of the batches that are missing.
 Usually a cell is one process with its chips. Weights that do not fit there make a cell of several processes, whose

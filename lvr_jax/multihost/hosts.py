@@ -1,4 +1,4 @@
-"""Processes of one run: barriers that name who is missing, comparisons of what all must share, one end for all.
+"""Coordinates the processes of a run: barriers that name who is missing, comparisons, and a common end.
 
 Everything goes through the key-value store of JAX's coordination service, not through device collectives: hosts that
 work on items of their own run no program together, and a barrier must be able to say whom it waits for. `Hosts()` is a
@@ -135,7 +135,7 @@ class Hosts:
         return self.gather(name, make() if self.first else None)[0]
 
     def progress(self, done: int) -> None:
-        """Says that this process has finished something more: whoever waits for it goes on waiting."""
+        """Reports progress of this process, so that others extend their waiting for it."""
         self._heed()
         if self.count > 1:
             self.client.key_value_set(f"{_ROOT}/progress/{self.index}", str(done), allow_overwrite=True)

@@ -1,4 +1,4 @@
-"""The directed test: whether answers move to what the latents that were fed argue for.
+"""Directed test: whether answers move towards the answer that the fed latents belong to.
 
 A donor whose question is of the item's kind and whose answer is another one argues for that answer; so does the item's
 own scene with its target changed. How often the item is answered that way, with its own latents and with those, says

@@ -127,7 +127,7 @@ class Audit:
         return cached(self.folder / "audit.json", self._key(stages), lambda: self._analysis(stages, notes, features))
 
     def without_weights(self) -> "Audit":
-        """The same for its report: the next checkpoint gets the memory."""
+        """The audit without its weights, for the report, so that the next checkpoint has the memory."""
         items = copy.copy(self.items)                   # with all that has been looked up already
         object.__setattr__(items, "subject", dataclasses.replace(items.subject, params={}))
         return dataclasses.replace(self, items=items)
@@ -209,7 +209,7 @@ class Audit:
         )  # fmt: skip
 
     def _key(self, stages: list[str]) -> str:
-        """All that the analysis depends on: what the stages hold, and how it is summed up."""
+        """Cache key of the analysis: digests of the stages' results and the settings of the analysis."""
         manifests = {stage: SweepFiles(self.folder / stage).manifest() for stage in stages}
         rules = {"protocol": self.items.protocol.to_json(), "settings": dataclasses.asdict(self.settings),
                  "answers": [(r.id, r.letter, r.category, r.options) for r in self.items.benchmark.rows]}  # fmt: skip
@@ -304,7 +304,7 @@ def _clean(found: Outcomes, items: Items, captured: capture.Capture) -> dict:
 
 
 def _sham(found: Outcomes) -> dict | None:
-    """What feeding every item its own latents changes: the instrument's own noise."""
+    """Effect of feeding every item its own latents again: the noise floor of the measurement."""
     if corruptions.SHAM not in found.conditions:
         return None
     c = found.at(corruptions.SHAM)
@@ -366,7 +366,7 @@ def _answers(found: Outcomes, items: Items, results: SweepResults) -> list[dict]
 
 
 def _gallery(found: Outcomes, count: int) -> list[int]:
-    """Items to look at: half of them those whose answer the most conditions change, half the first that none does."""
+    """Items for the gallery: half are those that most conditions change, half the first that none changes."""
     content = [c for c, name in enumerate(found.conditions) if corruptions.is_content(name)]
     changed = (found.content[content] != found.content[0]).sum(0) if content else np.zeros(found.right.shape[1], int)
     changed = np.where(found.triggered, changed, -1)
@@ -397,7 +397,7 @@ def knock_outs(analysis: Mapping) -> dict[str, list[dict]]:
 
 
 def cached(path: epath.Path, key: str, make: Callable[[], dict]) -> dict:
-    """What the file holds if it was made under this key, else what `make` gives, written atomically."""
+    """Reads the file if it was written under this key; else computes it with `make` and writes it atomically."""
     path = epath.Path(path)
     if path.exists():
         try:

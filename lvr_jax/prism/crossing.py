@@ -1,4 +1,4 @@
-"""Latents of other checkpoints: each reader is fed what another checkpoint made of the same items.
+"""Feeds a checkpoint the latents that other checkpoints produced for the same items.
 
 Whether a reader answers as well from another's latents as from its own says what the two share; a table of readers by
 makers takes apart what a checkpoint writes and what it reads. Latents come from finished audits' captures.

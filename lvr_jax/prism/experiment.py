@@ -12,12 +12,13 @@ import dataclasses
 import json
 import math
 import numbers
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import PurePath
 
 import jax
 import jax.numpy as jnp
 from etils import epath
+from ml_collections import ConfigDict
 
 from lvr_jax.checkpoints import CheckpointError, read_config
 from lvr_jax.data.sample import DataError
@@ -60,7 +61,7 @@ BAD_INPUT = (
 
 
 def run(
-    config: Mapping, workdir, *, progress: bool = True, say: Callable[[str], None] = lambda line: None,
+    config: ConfigDict, workdir, *, progress: bool = True, say: Callable[[str], None] = lambda line: None,
     hosts: Hosts = ALONE, report_only: bool = False,
 ) -> epath.Path:  # fmt: skip
     """Audits every checkpoint of the config and writes the report; returns the page, or without a report the folder.
@@ -92,7 +93,7 @@ class Audited:
 
 
 def audited(
-    config: Mapping, workdir, *, progress: bool = True, say: Callable[[str], None] = lambda line: None,
+    config: ConfigDict, workdir, *, progress: bool = True, say: Callable[[str], None] = lambda line: None,
     hosts: Hosts = ALONE, report_only: bool = False,
 ) -> Audited:  # fmt: skip
     """`run` without the report."""
@@ -142,10 +143,10 @@ def makers_of(asked: Sequence[str], folders, labels, workdir: epath.Path) -> dic
 
 
 def prepare(
-    config: Mapping, settings: Settings, folder: str, label: str, place, progress: bool, say, hosts: Hosts = ALONE,
+    config: ConfigDict, settings: Settings, folder: str, label: str, place, progress: bool, say, hosts: Hosts = ALONE,
     report_only: bool = False,
 ) -> Audit:  # fmt: skip
-    """One checkpoint, loaded, and the benchmark as it is asked it."""
+    """Loads one checkpoint and sets up its audit on the benchmark."""
     protocol = protocols.protocol(config.protocol, **keywords("switches", config.switches))
     benchmark = load_benchmark(config.benchmark, config.folder or None, protocol, any_count=config.any_count,
                                **keywords("options", config.options))  # fmt: skip
@@ -166,7 +167,7 @@ def prepare(
     return Audit(label, items, settings, place, Compute(dtype=dtype), cell, progress, say)
 
 
-def settings_of(config: Mapping) -> Settings:
+def settings_of(config: ConfigDict) -> Settings:
     """The config's numbers and names, checked."""
     c = config.conditions
     rules = {
@@ -210,7 +211,7 @@ def settings_of(config: Mapping) -> Settings:
 
 
 def _positive(values: Sequence, kind: type = numbers.Real) -> bool:
-    """A flag that is no tuple of numbers arrives as text: `nan`, `0.1;1`."""
+    """Whether all values are finite positive numbers: a malformed flag arrives as text (`nan`, `0.1;1`)."""
     return all(isinstance(value, kind) and 0 < value < math.inf for value in values)
 
 

@@ -116,7 +116,7 @@ class _Moved:
         self.p = found.p.tolist()
 
     def of(self, *roles: str) -> list[tuple[str, Interval, float]]:
-        """(name, effect, p) of every condition that has one of these roles."""
+        """Conditions that have one of these roles, as (name, effect, p)."""
         return [(name, e, p) for (name, role, _), e, p in zip(self.rows, self.effects, self.p) if role in roles]
 
     def churn(self) -> float:

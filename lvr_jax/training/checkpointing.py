@@ -1,4 +1,4 @@
-"""Keeps what a run needs to survive: state, place in the data, config and versions, written while training goes on.
+"""Saves and restores a run with Orbax: state, position in the data, config and versions, asynchronously.
 
     WORKDIR/checkpoints/STEP/state      the State, sharded as it was, readable under any mesh
     WORKDIR/checkpoints/STEP/run        JSON: iterator states of all data shards, resolved config, package versions
@@ -65,7 +65,7 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def due(self, step: int) -> bool:
-        """Asked once after every step was started, by every process; all are answered the same."""
+        """Whether a checkpoint is due at this step. Every process asks after every step and gets the same answer."""
         by_time = self._clock(step)
         return by_time or (self.every > 0 and step % self.every == 0)
 
@@ -85,7 +85,7 @@ class Checkpoints:
         return restore(self.folder, step, like)
 
     def wait(self) -> None:
-        """Until what was saved is complete; NotSaved if it could not be."""
+        """Waits until saves are complete. Raises NotSaved if one failed."""
         with _failing(self.folder):
             self._manager.wait_until_finished()
 
@@ -109,7 +109,8 @@ class _Clock:
 
     def __init__(self, minutes: float, ahead: int):
         self.seconds, self._margin = 60.0 * minutes, ahead + 2
-        self._turn, self._at, self._since = 0, None, time.monotonic()
+        self._turn, self._since = 0, time.monotonic()
+        self._at: int | None = None
 
     def __call__(self, step: int) -> bool:
         if not self.seconds:

@@ -1,4 +1,4 @@
-"""Says where compiled programs are kept, so that a run that starts again, on whichever machine, compiles nothing."""
+"""Chooses the folder of the compilation cache, so that a restarted run compiles nothing, on any machine."""
 
 import os
 

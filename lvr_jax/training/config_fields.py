@@ -1,4 +1,4 @@
-"""The numbers of an experiment's config that can be meant: others are refused first, one line each."""
+"""Checks the numeric fields of an experiment's config against their allowed ranges, before anything runs."""
 
 import dataclasses
 import math

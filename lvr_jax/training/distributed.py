@@ -1,4 +1,4 @@
-"""Joins the processes of a run, if the environment or the machine says that there are several, and lets them talk."""
+"""Initialises `jax.distributed` where a run has several processes, and exchanges small values between them."""
 
 import glob
 import json
@@ -90,7 +90,7 @@ def gather(value: Any) -> list[Any]:
 
 
 class StopRequest:
-    """Has somebody asked this run to end: SIGTERM, Ctrl-C, or the notice of a preemption?
+    """Tells whether the run was asked to stop: by SIGTERM, Ctrl-C or a preemption notice.
 
     All processes must stop after the same step. In a run of several, JAX's coordination service takes the signal and
     agrees on the step; alone, the signal is remembered here. A second one ends the process at once.

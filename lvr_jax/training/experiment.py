@@ -56,7 +56,7 @@ def _record(cls: type, name: str, fields: Mapping) -> Any:
 
 
 def _schedule(name: str, fields: Mapping, steps: int) -> Points:
-    """Points by share of the run -> points by step."""
+    """Converts points given as shares of the run to points by step."""
     points = tuple((round(share * steps), value) for share, value in fields["points"])
     # A run of no steps has them all at its start.
     return _record(Points, name, {**_plain(fields), "points": points if steps else points[:1]})
@@ -83,7 +83,7 @@ def compute_of(fields: Mapping, objective: Objective, aligned: bool, platform: s
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Experiment:
-    """A config, understood.
+    """A config resolved into the objects of a run.
 
     config: as given; data: its `data` fields, with the network's geometry and the rows of a whole step;
     tokenizer: None where only shapes are wanted; network, graph: the model; like: the state as shapes, types and
@@ -103,7 +103,7 @@ class Experiment:
 
     @classmethod
     def from_config(cls, config: ConfigDict, mesh: Mesh | None = None) -> Experiment:
-        """mesh: another one than the config's."""
+        """The experiment of a config. mesh: instead of the config's own."""
         found = cls.shapes(config, mesh)
         tokenizer = make_tokenizer(found.data)
         if len(tokenizer) > found.network.text.vocab:
@@ -115,7 +115,7 @@ class Experiment:
 
     @classmethod
     def shapes(cls, config: ConfigDict, mesh: Mesh | None = None) -> Experiment:
-        """All but the tokenizer. mesh: another one than the config's, such as that of a slice that is not here."""
+        """The experiment without its tokenizer. mesh: instead of the config's own, even of absent devices."""
         c = config
         mesh = make_mesh(c.mesh) if mesh is None else mesh
         network = _network(c)

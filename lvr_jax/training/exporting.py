@@ -52,7 +52,7 @@ def export(experiment: Experiment, state: State, folder: epath.Path) -> None:
 
 
 def _forget_its_run(config: Path) -> None:
-    """Takes out what the base's config.json says of the run that made it: what this run leaves unsaid would stay."""
+    """Removes the fields of config.json that describe the base's own training; this run writes its own."""
     said = read_object(config)
     config.write_text(json.dumps({key: x for key, x in said.items() if key not in (*FIELDS, FIELD)}, indent=2) + "\n")
 
@@ -64,7 +64,7 @@ def check_dtype(dtype: str) -> None:
 
 
 def _cast(params: dict, dtype: str) -> dict:
-    """Where they are: the copy is cut as the parameters are."""
+    """Casts parameters on their devices; the copy keeps their sharding."""
     check_dtype(dtype)
     if dtype == "keep":
         return params

@@ -1,6 +1,6 @@
-"""Measures a model on examples that it is not trained on, taught and left to itself.
+"""Evaluates a model on held-out examples, teacher-forced and free-running.
 
-Taught: the training losses and the cosine of predicted latents with teacher forcing. Left to itself: the reply is
+Teacher-forced: the training losses and the cosine of predicted latents with teacher forcing. Free-running: the reply is
 decoded greedily with the system's own latents; the reply's answer must be exactly the expected text, and every latent
 that was fed is compared with the vision token that stands at its place in the expected reply.
 """
@@ -41,7 +41,7 @@ ROUND = 64      # budgets are rounded up to this, so that few shapes are compile
 
 
 def _plainly(recipe: Recipe) -> Compute:
-    """Prompts have no length that a kernel would ask for."""
+    """The same compute with XLA attention: prompts have lengths that other kernels do not take."""
     return dataclasses.replace(recipe.compute, attention="xla", remat="none")
 
 

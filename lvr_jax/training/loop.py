@@ -32,7 +32,7 @@ from lvr_jax.training.metrics import Writer
 from lvr_jax.training.state import State
 from lvr_jax.training.watchdog import Watchdog
 
-# Steps that may be under way before the first of them is looked at: the host prepares, the device never waits.
+# Steps that may be in flight before the first of them is logged, so that the device never waits for the host.
 AHEAD = 2
 # Names a file that gets the step of the latest checkpoint: what tools/launch_tpu.sh calls progress.
 PROGRESS = "LVR_JAX_PROGRESS"
@@ -179,7 +179,7 @@ def _checkpoints_of(workdir: str) -> epath.Path:
 
 @dataclasses.dataclass(frozen=True)
 class _Step:
-    """A step that has been started: its metrics are still on the device. ids: of this process's rows."""
+    """A dispatched step whose metrics are still on the device. ids: of this process's rows."""
 
     number: int
     metrics: dict[str, jax.Array]

@@ -62,7 +62,7 @@ class Writer:
             self._store.request()
         else:
             self._try("metrics.jsonl", lambda: self._local.write(self._lines))
-            self._try("TensorBoard", lambda: self._events and self._events.copy())
+            self._copy_events()
 
     def close(self) -> None:
         if not self.active:
@@ -77,7 +77,11 @@ class Writer:
         """A remote store cannot append: the lines are written anew."""
         text = "".join(f"{line}\n" for line in list(self._lines))
         self._try("metrics.jsonl", lambda: self.path.write_text(text))
-        self._try("TensorBoard", lambda: self._events and self._events.copy())
+        self._copy_events()
+
+    def _copy_events(self) -> None:
+        if self._events:
+            self._try("TensorBoard", self._events.copy)
 
     def _try(self, what: str, act) -> None:
         try:

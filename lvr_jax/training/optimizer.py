@@ -51,7 +51,7 @@ class AdamW:
 
 
 def decayed(params: dict, rule: str) -> dict[str, Any]:
-    """The same tree with a bool a parameter: is it subject to weight decay?"""
+    """A tree like the parameters', True where weight decay applies."""
     spared = re.compile(NO_DECAY[rule])
     return nested({path: spared.fullmatch(path) is None for path in flat(params)})
 

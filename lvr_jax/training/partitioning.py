@@ -1,4 +1,4 @@
-"""Cuts parameters over devices: rules as data, (regex, axes of the mesh), and one place to read them.
+"""Shards parameters over a mesh by rules: (regex of a path, mesh axes).
 
 Mesh axes: `data` replicates parameters, `fsdp` cuts them and gathers them layer by layer, `tensor` cuts heads, inner
 widths and the vocabulary. Rows of a batch are spread over data and fsdp.
@@ -95,9 +95,10 @@ def make_cell(
     return Cell(mesh, number, len(owned) // width, hosts.index == members[0], hosts)
 
 
-def _checked(shape: Mapping[str, int], own: Sequence[jax.Device]) -> None:
-    """One device needs no mesh, but a shape that is none is refused all the same."""
+def _checked(shape: Mapping[str, int], own: Sequence[jax.Device]) -> Mesh | None:
+    """Checks a mesh shape for a single device, which then needs no mesh."""
     make_mesh(shape, own)
+    return None
 
 
 def _place(own: Sequence[jax.Device]) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""What changes from step to step: learning rate and loss weights as functions of the step, inside jit."""
+"""Schedules of the learning rate and loss weights: functions of the step, inside jit."""
 
 import dataclasses
 import math

@@ -1,4 +1,4 @@
-"""What a run carries from step to step: step, trained and frozen parameters, optimizer state, in one pytree.
+"""The training state as one pytree: step, trained and frozen parameters, optimizer state.
 
 Trained parameters are fp32 masters; frozen ones have the type of the computation, no gradient and no optimizer state.
 """
@@ -46,7 +46,7 @@ def split(params: dict, frozen: Sequence[str]) -> tuple[dict, dict]:
 
 
 def join(trained: dict, frozen: dict) -> dict:
-    """The way back."""
+    """Joins what `split` has split."""
     return nested({**flat(trained), **flat(frozen)})
 
 

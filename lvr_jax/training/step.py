@@ -1,4 +1,4 @@
-"""One training step: gradient over micro-batches, update, and the numbers worth looking at.
+"""One training step: gradient over micro-batches, update and metrics.
 
 One jitted program with shardings from the state: donated state, gradients accumulated by `lax.scan`. What divides the
 losses is counted over the whole batch beforehand, so that cutting it differently gives the same step.

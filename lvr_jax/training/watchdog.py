@@ -1,4 +1,4 @@
-"""Ends a process whose run hangs, after all its threads' stacks were written down, so that it can be started again.
+"""Ends a process whose run hangs, after writing the stacks of all threads, so that it can be restarted.
 
 A host that vanished, a collective that not all hosts joined or a store that never answers would otherwise hold a slice
 until somebody looks.
@@ -26,7 +26,8 @@ class Watchdog:
 
     def __init__(self, workdir: str | os.PathLike, minutes: float, end: Callable[[int], None] = os._exit):
         self.folder, self.seconds, self._end = epath.Path(workdir) / "stacks", 60.0 * minutes, end
-        self._step, self._since, self._allowed = None, time.monotonic(), FIRST * self.seconds
+        self._step: int | None = None
+        self._since, self._allowed = time.monotonic(), FIRST * self.seconds
         self._closed = threading.Event()
         if minutes:
             threading.Thread(target=self._watch, name="watchdog", daemon=True).start()

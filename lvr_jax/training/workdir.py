@@ -1,4 +1,4 @@
-"""Ties a workdir to one config: what was trained there, and whether another command may go on with it.
+"""Ties a workdir to one config, and refuses a command with another config there.
 
 `config.json` is written when the first step is due, so that a refused command claims nothing; a checkpoint holds the
 config that made it, and both have to agree with the one that goes on.
@@ -43,7 +43,7 @@ def read_config(folder: epath.Path) -> dict[str, Any] | None:
 
 
 def write_config(folder: epath.Path, config: ConfigDict) -> None:
-    """Completely or not at all. ConfigFieldError if nothing can be written there, OSError if the disk is full."""
+    """Writes the config atomically. ConfigFieldError if nothing can be written there, OSError if the disk is full."""
     path, text = folder / "config.json", json.dumps(resolved(config), indent=1, sort_keys=True) + "\n"
     try:
         folder.mkdir(parents=True, exist_ok=True)

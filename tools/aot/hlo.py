@@ -71,7 +71,7 @@ class Instruction:
 
     @property
     def cycles(self) -> int:
-        """What the compiler's cost model says of it; 0 where it says nothing (Pallas kernels, most of all)."""
+        """Cycles by the compiler's cost model; 0 where it has none, as for Pallas kernels."""
         found = re.search(r'"estimated_cycles":"(\d+)"', self.line)
         return int(found[1]) if found else 0
 

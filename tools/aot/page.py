@@ -24,7 +24,7 @@ COLUMNS = ("program", "slice", "mesh", "rows", "fits", "GiB", "moved", "PFLOP", 
 
 
 def page(records: Sequence[dict[str, Any]]) -> str:
-    """Markdown."""
+    """The page as Markdown."""
     lines = [HEAD, _row(COLUMNS), _row("---" for _ in COLUMNS), *(_row(_cells(r)) for r in records)]
     bills = [shown_bill(r) for r in records if r.get("speed")]
     return "\n".join([*lines, "\n## Bills\n", "```", "\n\n".join(bills), "```"])

@@ -1,4 +1,4 @@
-"""The programs that an experiment compiles, with the shapes of their arrays. Nothing here is ever allocated."""
+"""The programs that an experiment compiles, with abstract arguments: nothing is allocated."""
 
 import dataclasses
 from collections.abc import Callable, Mapping

@@ -64,7 +64,7 @@ class Roofline:
     def bound_by(self) -> str:
         """The unit that is busy longest."""
         units = {"MXU": self.mxu, "HBM": self.hbm, "ICI": self.ici}
-        return max(units, key=units.get)
+        return max(units, key=lambda unit: units[unit])
 
     @property
     def mfu(self) -> float | None:

@@ -15,6 +15,7 @@ import tempfile
 import time
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import jax
@@ -119,7 +120,7 @@ def _clocked(work, parts: dict[str, np.ndarray], part: str | None):
     return clocked
 
 
-def config(which: str, checkpoint: Path):
+def config(which: str, checkpoint: Path) -> Any:
     """An audit's config for a checkpoint: default or light."""
     found = importlib.util.spec_from_file_location("prism_config", ROOT / "configs" / "prism.py")
     module = importlib.util.module_from_spec(found)

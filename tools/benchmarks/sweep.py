@@ -93,7 +93,7 @@ def run(rounds: int = 5) -> dict:
         "prefill": lambda: prefill(graph, params, batch, jnp.arange(1)),
         "64 rollouts": lambda: rolled(many, prefix), "1 rollout": lambda: rolled(one, prefix),
     }  # fmt: skip
-    times = {name: [] for name in works}
+    times: dict[str, list[float]] = {name: [] for name in works}
     compiled = {name: _seconds(work) for name, work in works.items()}
     for _ in range(rounds):
         for name, work in works.items():

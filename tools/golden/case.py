@@ -5,6 +5,7 @@ import functools
 import pathlib
 import re
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from flax import nnx
@@ -64,7 +65,7 @@ class Model:
     params: dict
 
     @property
-    def bound(self):
+    def bound(self) -> Any:
         return nnx.merge(self.graph, self.params)
 
     @property

@@ -138,7 +138,7 @@ class _Number:
     high: float
     whole: bool = True
 
-    def read(self, value: Any) -> int | float | None:
+    def read(self, value: Any) -> Any:
         """The number, or None where the value is none of this kind and range."""
         if isinstance(value, bool) or not isinstance(value, int | float) or not self.low <= value <= self.high:
             return None
@@ -203,7 +203,7 @@ class _Reader:
             raise self.wrong(name, value, "an object")
         return value
 
-    def numbers(self, where: Mapping[str, Any], prefix: str, table: Mapping[str, tuple]) -> dict[str, int | float]:
+    def numbers(self, where: Mapping[str, Any], prefix: str, table: Mapping[str, tuple]) -> dict[str, Any]:
         found = {}
         for ours, (names, kind) in table.items():
             name = next((name for name in names if where.get(name) is not None), None)
@@ -212,7 +212,7 @@ class _Reader:
             found[ours] = self.number(prefix + name, where[name], kind)
         return found
 
-    def number(self, name: str, value: Any, kind: _Number) -> int | float:
+    def number(self, name: str, value: Any, kind: _Number) -> Any:
         number = kind.read(value)
         if number is None:
             raise self.wrong(name, value, kind)

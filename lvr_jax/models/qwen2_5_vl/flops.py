@@ -3,7 +3,7 @@
 from lvr_jax.models.qwen2_5_vl.config import Config
 
 
-def decoder_flops(config: Config, tokens: int, pairs: int) -> float:
+def decoder_flops(config: Config, tokens: float, pairs: float) -> float:
     """Forward pass over `tokens` of which `pairs` (query, key) see each other."""
     c = config.text
     attention = c.hidden * c.head_width * (2 * c.heads + 2 * c.kv_heads)        # q, out, k, v
@@ -11,7 +11,7 @@ def decoder_flops(config: Config, tokens: int, pairs: int) -> float:
     return 2.0 * tokens * per_token + 4.0 * pairs * c.layers * c.heads * c.head_width
 
 
-def vision_flops(config: Config, patches: int, window_pairs: int, image_pairs: int) -> float:
+def vision_flops(config: Config, patches: float, window_pairs: float, image_pairs: float) -> float:
     """Forward pass over `patches`; pairs within windows and within images (frames)."""
     c = config.vision
     full = len([i for i in c.full_attention_layers if i < c.depth])

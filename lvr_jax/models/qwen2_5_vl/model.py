@@ -60,13 +60,15 @@ class Qwen2_5_VL(nnx.Module):
         """Merged vision tokens [B, M, D] in window order, and taps."""
         return self.vision(images.patches, images.segment, images.rotary_ids, compute, taps)
 
-    def embed(self, tokens: jax.Array, vision_slot: jax.Array | None = None, merged: jax.Array | None = None):
+    def embed(
+        self, tokens: jax.Array, vision_slot: jax.Array | None = None, merged: jax.Array | None = None
+    ) -> jax.Array:
         """Token ids [B, T] -> embeddings [B, T, D]; where vision_slot >= 0, the merged token of that index instead.
 
         Image placeholders and teacher-forced latents are the same gather.
         """
         x = embedding_lookup(jnp.take(self.text.embed[...], tokens, axis=0))                    # [B, T, D]
-        if merged is None:
+        if vision_slot is None or merged is None:
             return x
         seen = jnp.take_along_axis(merged, jnp.maximum(vision_slot, 0)[..., None], axis=1)
         return jnp.where((vision_slot >= 0)[..., None], seen.astype(x.dtype), x)
@@ -81,7 +83,7 @@ class Qwen2_5_VL(nnx.Module):
         taps: Collection[str] = (),
         keep_cache: bool = False,
         override: Override | None = None,
-    ):
+    ) -> tuple[jax.Array, Cache | None, dict[str, jax.Array]]:
         """See `Decoder.__call__`."""
         return self.text(
             x, tokens, past=past, compute=compute, taps=taps, keep_cache=keep_cache, override=override

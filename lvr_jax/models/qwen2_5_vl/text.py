@@ -33,7 +33,7 @@ class DecoderBlock(nnx.Module):
         self.mlp_norm = ones(D)
         self.mlp = SwiGLU(rngs, D, c.intermediate, bias=False)
 
-    def project(self, x, kernel, bias):
+    def project(self, x, kernel, bias) -> jax.Array:
         y = jnp.einsum("RD,DNH->RNH", flat(x), kernel[...].astype(x.dtype)) + bias[...].astype(x.dtype)
         return y.reshape(*x.shape[:2], *y.shape[1:])                                     # [B, T, N, H]
 

@@ -23,7 +23,8 @@ IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 # Every pixel value as the Hugging Face processor makes it, [256, C]: three fp32 roundings, divisions included.
-PIXELS = (np.arange(256, dtype=np.float32)[:, None] / np.float32(255) - np.float32(IMAGE_MEAN)) / np.float32(IMAGE_STD)
+_MEAN, _STD = np.array(IMAGE_MEAN, np.float32), np.array(IMAGE_STD, np.float32)
+PIXELS = (np.arange(256, dtype=np.float32)[:, None] / np.float32(255) - _MEAN) / _STD
 
 
 def normalise(patches: jax.Array, channels: int = 3) -> jax.Array:
@@ -43,7 +44,7 @@ def _from_table(x: jax.Array) -> jax.Array:
 
 
 def _computed(x: jax.Array) -> jax.Array:
-    return (x.astype(jnp.float32) / 255 - np.float32(IMAGE_MEAN)[:, None]) / np.float32(IMAGE_STD)[:, None]
+    return (x.astype(jnp.float32) / 255 - _MEAN[:, None]) / _STD[:, None]
 
 
 class VisionBlock(nnx.Module):

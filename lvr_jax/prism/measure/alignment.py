@@ -28,7 +28,7 @@ class TokenAlignment:
     norm_ratio: jax.Array
 
 
-def cosine_similarity(a, b):
+def cosine_similarity(a, b) -> jax.Array:
     """Cosine over the last axis in fp32; leading axes broadcast."""
     a, b = jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32)
     norms = jnp.maximum(jnp.linalg.norm(a, axis=-1), _TINY) * jnp.maximum(jnp.linalg.norm(b, axis=-1), _TINY)
@@ -92,7 +92,7 @@ def trivial_baselines(target, valid) -> dict[str, jax.Array]:
     return {name: jnp.where(there, cosine_similarity(guess, target), jnp.nan) for name, (guess, there) in rows.items()}
 
 
-def pooled(latents, valid):
+def pooled(latents, valid) -> jax.Array:
     """Mean over each item's valid latents: [I, Z, D] to [I, D]; NaN for an item without any."""
     valid = jnp.asarray(valid, bool)
     total = jnp.where(valid[..., None], jnp.asarray(latents, jnp.float32), 0).sum(1)

@@ -63,7 +63,7 @@ class Capture:
 
     @property
     def triggered(self) -> np.ndarray:
-        return self.count.any(1)
+        return np.asarray(self.count.any(1))
 
     def at(self, position: str, layer: int = -1) -> np.ndarray:
         """[I, D]"""
@@ -71,7 +71,7 @@ class Capture:
 
     def has(self, *names: str) -> np.ndarray:
         """[I] bool: items that have all of these positions."""
-        return self.valid[:, [self.positions.index(name) for name in names]].all(1)
+        return np.asarray(self.valid[:, [self.positions.index(name) for name in names]].all(1))
 
 
 def run(

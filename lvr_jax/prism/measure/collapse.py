@@ -10,7 +10,7 @@ _HIGHEST = jax.lax.Precision.HIGHEST
 
 
 @jax.jit
-def pairwise_cosine(states, valid):
+def pairwise_cosine(states, valid) -> jax.Array:
     """Mean cosine over all pairs of valid rows of states [..., I, D], valid [..., I]: [...], NaN below two rows.
 
     1: every item has the same direction.
@@ -24,7 +24,7 @@ def pairwise_cosine(states, valid):
     return ((total * total).sum(-1) - own) / jnp.where(items > 1, items * (items - 1), jnp.nan)
 
 
-def adjacent_cosine(latents, valid):
+def adjacent_cosine(latents, valid) -> jax.Array:
     """Cosine of each latent with the one before, [I, Z-1]; NaN where either is not valid. 1: the loop stands still."""
     latents, valid = jnp.asarray(latents, jnp.float32), jnp.asarray(valid, bool)
     cosine = cosine_similarity(latents[:, 1:], latents[:, :-1])
@@ -32,7 +32,7 @@ def adjacent_cosine(latents, valid):
 
 
 @jax.jit
-def spectrum(states):
+def spectrum(states) -> jax.Array:
     """Variances [min(I, D)] along the principal axes of states [I, D], largest first (population, centred)."""
     states = jnp.asarray(states, jnp.float32)
     items, width = states.shape
@@ -42,14 +42,14 @@ def spectrum(states):
     return jnp.maximum(jnp.linalg.eigvalsh(gram)[::-1], 0) / items
 
 
-def participation_ratio(variances):
+def participation_ratio(variances) -> jax.Array:
     """(sum v)^2 / sum v^2 of a spectrum: the number of directions in use; NaN if nothing varies."""
     variances = jnp.asarray(variances)
     square = (variances**2).sum()
     return jnp.where(square > 0, variances.sum() ** 2 / jnp.where(square > 0, square, 1), jnp.nan)
 
 
-def rank_for_variance(variances, share: float = 0.9):
+def rank_for_variance(variances, share: float = 0.9) -> jax.Array:
     """How many principal axes hold this share of the variance of a spectrum (largest first); 0 if nothing varies."""
     variances = jnp.asarray(variances)
     reached = jnp.cumsum(variances) / jnp.where(variances.sum() > 0, variances.sum(), 1)

@@ -1,6 +1,6 @@
 """The conditions of an audit: names to conditions, and what each of them is evidence of."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from lvr_jax.latents import conditions as cond
@@ -18,7 +18,7 @@ OF_SOURCES = {
     "blank_image": cond.CARRIES, "self": cond.SHAM,
 }  # fmt: skip
 # Conditions that a config may name, besides noise of given strengths, budgets and single latents.
-NAMED = {
+NAMED: dict[str, Callable[..., cond.Named]] = {
     "zero": cond.zero, "norm_matched": cond.norm_matched_noise, "unit_normal": cond.unit_normal,
     "distribution_matched": cond.matched_noise, "box_budget": cond.box_budget, "markers_only": cond.markers_only,
     "start_only": cond.start_only, "format_only": cond.format_only,
@@ -68,7 +68,9 @@ def named(names: Sequence[str], field: str = "conditions.names") -> list[Named]:
     return [NAMED[name]() for name in names]
 
 
-def check(conditions: Sequence[Named], categories: Sequence[str], contents: Sequence[str], variants: Sequence[str]):
+def check(
+    conditions: Sequence[Named], categories: Sequence[str], contents: Sequence[str], variants: Sequence[str]
+) -> None:
     """Refuses conditions that the items cannot serve, before anything runs. Raises ConditionError, one line.
 
     categories, contents: of each item, its kind of question and what its right answer says; variants: other prompts

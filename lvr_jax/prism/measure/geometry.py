@@ -1,4 +1,4 @@
-"""Sums up what the latents are like, apart from any answer: alignment with targets, collapse, attention to them."""
+"""Summarises latents without regard to answers: alignment with targets, collapse, attention to them."""
 
 from collections.abc import Mapping, Sequence
 

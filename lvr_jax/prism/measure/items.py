@@ -21,6 +21,7 @@ from lvr_jax.data.templates import TEMPLATES, SequenceTemplate, latent_slots
 from lvr_jax.data.tokenizers import IM_END, IM_START, IMAGE_PAD, VIDEO_PAD, VISION_END, VISION_START
 from lvr_jax.evaluation.asked import asked
 from lvr_jax.evaluation.batches import ItemBatch, batches, prompt_size, rounded
+from lvr_jax.evaluation.benchmarks import Benchmark, SampleBenchmark
 from lvr_jax.evaluation.content import word_before
 from lvr_jax.evaluation.extraction import plain_text, rule_name
 from lvr_jax.evaluation.generation import MARKS, LetterPlace, letter_place
@@ -62,7 +63,7 @@ class Items:
     """
 
     subject: Subject
-    benchmark: object
+    benchmark: Benchmark | SampleBenchmark
     protocol: Protocol
     template: SequenceTemplate | None
     rows: int = 8

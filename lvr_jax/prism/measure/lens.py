@@ -1,4 +1,4 @@
-"""Logit lens: every latent that was fed, read by the LM head as if a token were to be picked from it.
+"""Logit lens: applies the LM head to every latent that was fed, as if to pick a token from it.
 
 Latents are states after the final norm, as the head reads them. That the head would say the answer there shows where
 the word is, not that it is used.
@@ -31,7 +31,7 @@ def _lens(unembedding, latents, ids):
 
 
 @functools.partial(jax.jit, static_argnums=2)
-def likeliest(unembedding, latents, count: int):
+def likeliest(unembedding, latents, count: int) -> tuple[jax.Array, jax.Array]:
     """latents [N, D] -> the ids [N, count] of the likeliest words if the LM head read them, and their probabilities."""
     logits = jnp.einsum("ND,VD->NV", latents.astype(unembedding.dtype), unembedding, preferred_element_type=jnp.float32)
     values, ids = jax.lax.top_k(jax.nn.softmax(logits), count)

@@ -1,4 +1,4 @@
-"""How much the answer would move if a latent moved a little: gradient of its margin by each latent fed.
+"""Sensitivity of the answer: gradient of its margin with respect to each latent that was fed.
 
 The clean pass is replayed with its tokens forced: text is embedded, latents are the model's own states plus a
 perturbation delta, which is 0. The gradient by delta is a total one: it runs through the answer's attention to the
@@ -46,7 +46,9 @@ class Replay:
     offered: jax.Array
 
 
-def margins(graph, params, prefix: Prefix, replay: Replay, letters, delta, *, head_at: str, compute: Compute):
+def margins(
+    graph, params, prefix: Prefix, replay: Replay, letters, delta, *, head_at: str, compute: Compute
+) -> tuple[jax.Array, jax.Array]:
     """Margin of the gold letter over the best other one [B] with `delta` [B, S, D] added to the latents, and the
     latents fed [B, S, D]. Steps after the answer do not matter, whatever they hold."""
     model: Network = nnx.merge(graph, params)
@@ -87,7 +89,9 @@ def margins(graph, params, prefix: Prefix, replay: Replay, letters, delta, *, he
 
 
 @functools.partial(Jit, static_argnames=("graph", "head_at", "compute"))
-def gradients(graph, params, prefix, replay, letters, *, head_at: str, compute: Compute):
+def gradients(
+    graph, params, prefix, replay, letters, *, head_at: str, compute: Compute
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """(margin [B], gradient by each latent [B, S, D], latents fed [B, S, D]); zero where the step fed none."""
     shape = (*replay.token.shape, prefix.hidden.shape[-1])
 

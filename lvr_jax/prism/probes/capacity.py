@@ -1,4 +1,4 @@
-"""Tells reading from learning: accuracy and selectivity as the probe's capacity grows."""
+"""Probe accuracy and selectivity by capacity: tells what a probe reads from what it learns."""
 
 from dataclasses import dataclass
 

@@ -180,7 +180,8 @@ def _by_position(capture: Capture, probe, pair, valid, how: dict) -> tuple[dict,
     groups: dict[bytes, list[str]] = {}
     for p, name in enumerate(capture.positions):
         groups.setdefault(capture.valid[:, p].tobytes(), []).append(name)
-    found, of_pair = {}, None
+    found: dict = {}
+    of_pair = None
     for names in groups.values():
         x = np.moveaxis(capture.states[:, [capture.positions.index(name) for name in names]], 0, 2)   # [P, L, I, D]
         try:
@@ -214,7 +215,8 @@ def _of(value, p: int):
 
 def _logistic(capture: Capture, questions: Questions, label, names, folds: int, how: dict) -> dict:
     """The paper's probe for content: position -> kind -> items, classes, majority, accuracy (last layer)."""
-    kinds, found = np.asarray(questions.kinds), {}
+    kinds = np.asarray(questions.kinds)
+    found: dict = {}
     for name in names:
         found[name] = {}
         for kind in np.unique(kinds[label >= 0]):

@@ -1,4 +1,4 @@
-"""What a probe would score without reading anything: control labels and trivial baselines."""
+"""Control labels and trivial baselines: the accuracy of a probe that reads nothing."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""Which items train a probe and which are held out: stratified folds as static index arrays."""
+"""Stratified cross-validation folds of a probe, as static index arrays."""
 
 from dataclasses import dataclass
 

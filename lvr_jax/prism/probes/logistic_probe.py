@@ -87,7 +87,7 @@ def information_interval(target, loss, weights, level: float = 0.95) -> Interval
     return intervals.percentile(redrawn + ((counts > 0).sum() - 1) / len(loss), float(point), level)
 
 
-def label_entropy(counts):
+def label_entropy(counts) -> np.ndarray:
     """Entropy in nats of label counts [..., Y]: of the observed frequencies, without bias correction, as published."""
     share = np.asarray(counts, float)
     share = share / share.sum(-1, keepdims=True)

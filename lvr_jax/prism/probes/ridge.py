@@ -68,7 +68,7 @@ def ridge_scores(
     return jax.tree.map(lambda a: a.reshape(*leading, *a.shape[1:]), scores)
 
 
-def ridge_coefficients(x, labels, alpha, *, n_classes: int):
+def ridge_coefficients(x, labels, alpha, *, n_classes: int) -> tuple[jax.Array, jax.Array]:
     """One fit on all items: coef [Y, D] and intercept [Y], as scikit-learn's RidgeClassifier(alpha) has them.
 
     For two classes scikit-learn keeps only the row of class 1; here row 0 is its negative.
@@ -136,7 +136,7 @@ def _cell(x, labels, folds, alphas, ranks, *, n_classes, standardize, loo):
     )
 
 
-def centred(x, used):
+def centred(x, used) -> jax.Array:
     """x [I, D] with the mean of the used items taken out, and 0 at the others, which may hold anything, NaN too.
 
     The intercept makes any common shift immaterial; taking it out before the products keeps fp32 exact enough for
@@ -147,7 +147,7 @@ def centred(x, used):
     return jnp.where(used, x - x.sum(0) / used.sum(), 0)
 
 
-def scaled_gram(x, train, train_valid):
+def scaled_gram(x, train, train_valid) -> jax.Array:
     """Gram matrix [I, I] of x [I, D], each feature divided by its deviation over the training rows."""
     scaled = x / _scale(x[train], train_valid)
     return _einsum("id,jd->ij", scaled, scaled)

@@ -5,6 +5,7 @@ card in the dark too. Published values are hollow and grey, this run's are fille
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -22,7 +23,7 @@ Analysis = Mapping
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vPX"
 GREY = "#777777"
-STYLE = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False,
+STYLE: dict[Any, Any] = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False,
          "svg.hashsalt": "prism", "axes.titlesize": 10,
          # Text in an svg is text, a third of what its outlines take; Verdana is as wide where DejaVu is not installed.
          "svg.fonttype": "none", "font.sans-serif": ["DejaVu Sans", "Verdana"],

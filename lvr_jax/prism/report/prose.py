@@ -84,7 +84,7 @@ def _alignment(a: Mapping) -> str:
         text += f"; the mean over other items, which knows no question, scores {number(trivial['dataset_mean'], 3)}"
     own = {name: trivial[name] for name in ("neighbour", "box_mean") if trivial.get(name) is not None}
     if own:
-        best = max(own, key=own.get)
+        best = max(own, key=lambda name: own[name])
         text += f", and a guess from the answer's own box ({best.replace('_', ' ')}) {number(own[best], 3)}"
     return text + "."
 

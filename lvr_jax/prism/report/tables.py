@@ -5,6 +5,7 @@ A table is data: HTML and CSV are made of the same rows. Percent and points are 
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -83,7 +84,7 @@ def delta(analysis: Analysis, column: str) -> float | None:
     return None if found is None else found["delta"]
 
 
-def pair(analysis: Analysis, *path: str):
+def pair(analysis: Analysis, *path: str) -> Any:
     """A value of the paper's pair of probes, None if they could not be fitted."""
     found = analysis["probes"]["pair"]
     for key in path:
@@ -305,7 +306,8 @@ def alignment(a: Analysis) -> Table | None:
     rows = []
     for stage, s in a["alignment"].items():
         matched, later = s.get("matched", {}), s.get("later", {})
-        none, free = {}, s.get("free_running", {})
+        none: dict[str, Any] = {}
+        free = s.get("free_running", {})
         lines = [("teacher-forced", s["teacher_forced"], s["retrieval_teacher_forced"]),
                  ("free-running", free, s.get("retrieval_free_running", none)),
                  ("free-running, as many as the box has", free, s.get("retrieval_matched", none)),

@@ -25,7 +25,7 @@ class Correlation:
     leave_one_out: np.ndarray
 
 
-def pearson(x, y):
+def pearson(x, y) -> np.ndarray:
     """r over the last axis; leading axes broadcast. NaN where either side is constant."""
     x, y = np.asarray(x, float), np.asarray(y, float)
     x, y = x - x.mean(-1, keepdims=True), y - y.mean(-1, keepdims=True)

@@ -40,7 +40,7 @@ class ConditionEffect:
     p_margin_bh: float
 
 
-def adjust(p, method: str):
+def adjust(p, method: str) -> np.ndarray:
     """Adjusted p-values over all finite entries; NaN (no test possible) stays NaN. method: 'holm' or 'fdr_bh'."""
     p = np.asarray(p, float)
     adjusted = np.full_like(p, np.nan)
@@ -61,7 +61,7 @@ def _holm(p):
 _ADJUST = {"holm": _holm, "fdr_bh": lambda p: stats.false_discovery_control(p) if len(p) else p}
 
 
-def paired_t_pvalue(differences):
+def paired_t_pvalue(differences) -> np.ndarray:
     """Two-sided p of mean zero for differences [C, I] with NaN gaps: 1 where none moved, NaN below two items."""
     differences = np.asarray(differences, float)
     there = np.isfinite(differences)

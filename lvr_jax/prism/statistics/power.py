@@ -6,7 +6,7 @@ import numpy as np
 from scipy import optimize, special, stats
 
 
-def exact_mcnemar(gained, lost):
+def exact_mcnemar(gained, lost) -> np.ndarray:
     """Two-sided exact p of the paired test on the items that flipped: arrays of counts in, an array of p out."""
     gained, lost = np.broadcast_arrays(np.asarray(gained), np.asarray(lost))
     return np.minimum(1.0, 2 * stats.binom.cdf(np.minimum(gained, lost), gained + lost, 0.5))
