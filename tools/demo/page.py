@@ -67,8 +67,8 @@ CSS = """
 .lvr-at-reply {background: #34a853}
 .lvr-table {width: 100%; border-collapse: collapse; border: none !important; font-size: 13px; margin: 6px 0}
 .lvr-table th {text-align: left; font-weight: 600}
-.lvr-table td, .lvr-table th {padding: 4px 6px; border: none !important}
-.lvr-table tr {border-bottom: 1px solid var(--border-color-primary)}
+.lvr-table td, .lvr-table th {padding: 4px 6px !important; border: none !important}
+.lvr-table tr {border: none !important; border-bottom: 1px solid var(--border-color-primary) !important}
 .lvr-table td:last-child, .lvr-table th:last-child {text-align: right; white-space: nowrap}
 .lvr-changed td:nth-child(2) {font-weight: 700}
 .lvr-missing {opacity: .55}
@@ -80,8 +80,8 @@ CSS = """
 .lvr-error {background: #d93025; color: #fff; border-radius: 6px; padding: 6px 10px; overflow-wrap: anywhere}
 @media (max-width: 640px) {
   .lvr-table thead {display: none}
-  .lvr-table tr {display: grid; grid-template-columns: 5.5em 1fr auto}
-  .lvr-table td {padding: 2px 4px}
+  .lvr-table tr {display: grid; grid-template-columns: 7em 1fr auto; padding: 3px 0}
+  .lvr-table td {padding: 1px 4px !important}
   .lvr-table td:first-child {grid-column: 1 / -1; opacity: .8}
 }
 """

@@ -53,7 +53,7 @@ def heat_maps(image: np.ndarray, reply: Reply, chosen: Collection[int] = ()) -> 
         found.append(
             f'<figure class="{"lvr-cut" if cut else ""}">'
             f'<img alt="latent {n + 1}" src="{_source(heat(base, cosines))}">'
-            f"<figcaption><b>latent {places[n] + 1}</b>{stage}{', chosen' if cut else ''}<br>{read}<br>"
+            f"<figcaption><b>latent {places[n] + 1}</b>{stage}{', knocked out' if cut else ''}<br>{read}<br>"
             f"cosine {cosines.min():.2f} to {cosines.max():.2f}</figcaption></figure>"
         )
     legend = "Bright: the image tokens most like the latent; below it the words that the LM head reads in it."

@@ -88,7 +88,7 @@ class Session:
 
     def __init__(self, checkpoint: str | os.PathLike, **options):
         self.model = lvr_jax.open(checkpoint, **options)
-        self.name = os.fspath(checkpoint)
+        self.name = "/".join(os.path.normpath(os.fspath(checkpoint)).split(os.sep)[-3:])
         self.text_only = self.model.subject.spec is TEXT_ONLY
         self.pool: np.ndarray | None = None         # [DONORS, Z, D], as a condition's function sees latents
         self.said: list[str] = [""] * DONORS
