@@ -54,7 +54,7 @@ def pixel_limits(
     for name, fixed in required.items():
         value = fields.get(name, fixed)
         if not _equal(value, fixed):
-            raise BenchmarkError(f"{where}: {name} is {value!r}, expected {fixed!r}, as for every Qwen2.5-VL")
+            raise BenchmarkError(f"{where}: {name} is {value!r}, expected {fixed!r}, as the network needs")
     missing = [name for name, x in zip(("min_pixels", "max_pixels"), found) if x is None]
     note = f"{where}: no pixel limits, taken: {limits[0]} to {limits[1]} (those of Qwen2.5-VL)"
     return limits[0], limits[1], (note,) if missing else ()

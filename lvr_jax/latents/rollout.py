@@ -223,7 +223,7 @@ def sweep(
         if model.latent_head is not None:
             headed = latent if plan.spec.head_at == "outputs" else machine.feeds_back(row)
             hidden = jnp.where(headed[..., None], model.latent_head(hidden), hidden)
-        logits = model.logits(hidden)                                               # [C, B, V]
+        logits = model.logits(hidden)                                                    # [C, B, V]
         end = None if model.latent_end is None else model.latent_end[...]
         new = machine.advance(row, hidden, logits, forced[:, s], s, end, prefix.item, seed)
         now = {
