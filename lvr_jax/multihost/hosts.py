@@ -31,11 +31,11 @@ _TURNS = itertools.count()          # every process meets the others in the same
 
 
 class HostsError(ValueError):
-    """Processes that were not asked the same thing, or do not see the same files."""
+    """Raised where processes disagree on what they run, or do not see the same files."""
 
 
 class MissingHost(RuntimeError):
-    """A process that others waited for and that did not come."""
+    """Raised where a process did not reach a barrier in time; the message names it."""
 
 
 class Stopped(Exception):
@@ -43,8 +43,10 @@ class Stopped(Exception):
 
 
 class StopSignal:
-    """SIGTERM or Ctrl-C, remembered: a run looks at it between batches, where nothing is half done and no library can
-    take it for an error of its own. The second one ends the process at once."""
+    """Remembers SIGTERM or Ctrl-C, so that a run stops between batches and not inside a library call.
+
+    A second signal ends the process at once.
+    """
 
     def __init__(self):
         self.number: int | None = None

@@ -21,13 +21,13 @@ METADATA = "http://metadata.google.internal/computeMetadata/v1/instance/attribut
 
 
 class DistributedError(ValueError):
-    """An environment that names a run of several processes, but not which one this is."""
+    """Raised where the environment names a run of several processes, but not which of them this is."""
 
 
 def hosts_of_slice(environment: Mapping[str, str] = os.environ) -> int:
-    """How many hosts the slice has that this TPU VM belongs to; 1 for any other machine.
+    """Number of hosts of the slice that this TPU VM belongs to; 1 for any other machine.
 
-    Its environment does not say so, only its metadata server does. A process that may use no TPU asks nobody.
+    Only the metadata server knows it. It is not asked by a process that may not use TPUs.
     """
     chips = glob.glob("/dev/accel*") + glob.glob("/dev/vfio/[0-9]*")
     if not chips or "tpu" not in environment.get("JAX_PLATFORMS", "tpu"):
