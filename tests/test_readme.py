@@ -1,9 +1,10 @@
-"""Every command of the README exists: program, config, field, flag. CI runs those that need nothing downloaded."""
+"""Every command of the README and of tools/README.md exists: program, config, field, flag. CI runs the first ones."""
 
 import json
 import re
 import shlex
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
-README = (ROOT / "README.md").read_text()
-# Commands are indented; a backslash carries one on to the next line.
+README = (ROOT / "README.md").read_text() + (ROOT / "tools/README.md").read_text()
+# Commands are indented, or code in a sentence; a backslash carries one on to the next line.
 LINES = [line for line in README.replace("\\\n", " ").splitlines() if line.startswith("    ")]
+LINES += re.findall(r"`([^`\n]+)`", README)
 COMMANDS = sorted({command for line in LINES for command in re.findall(r"python tools/\w+\.py[^'|]*", line)})
 
 
@@ -66,3 +68,14 @@ def test_the_page_of_slices_is_what_was_compiled():
     records = json.loads((ROOT / "tools/aot/compiled.json").read_text())
     assert (ROOT / "tools/aot/README.md").read_text() == page(records) + "\n"
     assert len(records) > 20 and all(r["command"].startswith("python tools/compile_check.py ") for r in records)
+
+
+@pytest.mark.slow
+def test_the_readmes_python_runs_as_it_stands(capsys):
+    """From the import to the end of the indented block, in one namespace."""
+    block = re.search(r"    import lvr_jax\n(?:    .*\n|\n)+", README)[0]
+    names = {}
+    exec(textwrap.dedent(block), names)
+    assert names["reply"].latents.shape[1] == names["states"].shape[1] and len(names["states"]) == 8
+    assert {row["condition"] for row in names["sweep"].table()} == {"clean", "zero", "donor", "noise_0.3", "negated"}
+    assert names["reply"].text in capsys.readouterr().out
