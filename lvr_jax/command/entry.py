@@ -48,4 +48,5 @@ def usage() -> str:
 
 
 def _summary(name: str) -> str:
-    return ast.get_docstring(ast.parse((TOOLS / f"{name}.py").read_text())).splitlines()[0]
+    said = ast.get_docstring(ast.parse((TOOLS / f"{name}.py").read_text())) or ""
+    return said.partition("\n")[0]

@@ -38,7 +38,8 @@ def installed(tmp_path_factory):
 def lvr(installed, tmp_path, monkeypatch):
     """Runs the console command in an empty folder, with no other lvr_jax to be found."""
     monkeypatch.chdir(tmp_path)
-    environment = {**os.environ, "PYTHONPATH": str(installed), "JAX_PLATFORMS": "cpu"}
+    environment = {**os.environ, "PYTHONPATH": str(installed), "JAX_PLATFORMS": "cpu",
+                   "JAX_COMPILATION_CACHE_DIR": str(installed.parent / "compiled")}  # fmt: skip
 
     def run(*arguments: str, script: str = SCRIPT):
         return subprocess.run([sys.executable, "-c", script, *arguments], env=environment, text=True,
@@ -85,6 +86,46 @@ def test_an_experiment_is_inspected_by_name(lvr, tmp_path):
     said = lvr("inspect-data", "--config", "masked_input:tiny", "--output", "seen")
     assert said.returncode == 0, said.stderr
     assert len(list((tmp_path / "seen").glob("*.png"))) == 1
+
+
+SNIPPET = """
+import numpy as np
+import lvr_jax
+from PIL import Image
+
+if __name__ == "__main__":
+    Image.fromarray(np.full((84, 84, 3), 90, np.uint8)).save("photo.png")
+    items = lvr_jax.scenes(4)
+
+    def my_condition(latents):
+        return latents[::-1]
+
+    model = lvr_jax.open(lvr_jax.TINY_LVR)
+    reply = model.ask("photo.png", "What colour is the cup?", options=["red", "blue"])
+    reply.text, reply.letter, reply.content, reply.margin
+    assert reply.latents.shape == (4, 128) and len(reply.nearest) == len(reply.lens) == 4 and reply.attention
+    replies = model.sweep(items, ["zero", "donor", lvr_jax.noise(0.3), my_condition])
+    states = model.states(items, position="latent_0", layer=2)
+    audit = lvr_jax.audit(lvr_jax.TINY_LVR, "digit_search", light=True, options={"size": 8}, draws=100)
+    audit.table("conditions")
+    print(len(replies), states.shape, audit.report("out"))
+"""
+
+
+@pytest.mark.slow
+def test_the_interface_works_from_the_wheel_in_a_fresh_process(lvr, tmp_path):
+    """The snippet of the package's docstring, and what the replies hold, on the checkpoint that ships."""
+    said = lvr(script=SNIPPET)
+    assert said.returncode == 0, said.stderr
+    assert said.stdout.split() == ["5", "(4,", "128)", "out/report.html"] and (tmp_path / "out/report.html").exists()
+
+
+def test_a_question_is_asked_from_another_folder(lvr, tmp_path):
+    said = lvr("ask", "--conditions", "zero")
+    assert said.returncode == 0, said.stderr
+    answers = [line.split() for line in said.stdout.splitlines() if line.startswith(("answer", "zero"))]
+    assert answers[0][1:4] == ["A", "orange", "right"] and answers[1][:2] == ["zero", "A"]
+    assert not list(tmp_path.iterdir()), "nothing is written where it was asked"
 
 
 @pytest.mark.slow

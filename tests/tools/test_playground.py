@@ -151,6 +151,13 @@ def test_a_port_in_use_is_one_line_and_status_1(capsys, tmp_path):
     assert capsys.readouterr().err == f"playground: --port {port}: address already in use; choose another one\n"
 
 
+def test_without_gradio_a_line_says_what_to_install(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    monkeypatch.delitem(sys.modules, "demo.page", raising=False)
+    assert playground.main(["--port", "0"]) == 2
+    assert capsys.readouterr().err == "playground: Gradio is missing: pip install -e '.[demo]'\n"
+
+
 def test_the_folder_of_a_killed_playground_is_removed_by_the_next(tmp_path, monkeypatch):
     monkeypatch.setattr(playground.tempfile, "tempdir", str(tmp_path))
     left = tmp_path / f"{playground._FOLDER}killed"

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from html import escape
+from typing import Any
 
 # Read where Gradio is imported: no version check, no usage statistics.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -152,72 +153,74 @@ def build(sessions: Sequence[Session]) -> gr.Blocks:
                 with gr.Column(scale=3, min_width=300):
                     columns += [gr.HTML("", elem_id=f"reply{n}"), gr.HTML("", elem_id=f"table{n}")]
         outputs = [visitor, error, picture, *columns]
-        turns = threading.Lock()            # visitors' questions are answered one after another
-
-        def handler(work):
-            """`work` changes what the visitor has; all panels are drawn from it, and what was wrong is one line."""
-
-            @functools.wraps(work)
-            def handle(held, *values):
-                held, line = dict(held or {}), ""
-                try:
-                    with turns:
-                        work(held, *values)
-                except (*BAD_INPUT, SessionError, OSError) as fault:
-                    line = f'<div class="lvr-error" role="alert">{escape(" ".join(str(fault).split()))}</div>'
-                return [held, line, *_panels(sessions, held)]
-
-            return handle
-
-        asked = [question, options, sigma, donor, chosen]
-
-        def answer(held, question, options, sigma, donor, chosen, shown):
-            if "picture" not in held:
-                raise SessionError("there is no picture yet: draw a scene or upload one")
-            item = own_item(held["picture"], question, options, held["drawn"])
-            held["chosen"], held["shown"] = tuple(chosen), tuple(shown)
-            held["answers"] = None
-            held["answers"] = [
-                session.answer(item, sigma, [n for n in chosen if n < session.latents], int(donor) - 1)
-                for session in sessions
-            ]
-
-        def again(held, *values):
-            if held.get("answers"):
-                answer(held, *values)
-
-        def filtered(held, shown):
-            held["shown"] = tuple(shown)
-
-        def take(held, picture, drawn):
-            held.update(picture=picture, drawn=drawn, answers=None)
-
-        @handler
-        def drawn(held, number, *values):
-            sample = scene(int(number or 0))
-            take(held, load_image(sample.images[0]), sample)
-            answer(held, plain_question(sample), ", ".join(sample.options), *values[2:])
-
-        @handler
-        def uploaded(held, path):
-            take(held, read_upload(path), None)
-
-        def texts(number):
-            sample = scene(int(number or 0))
-            return plain_question(sample), ", ".join(sample.options)
-
-        quiet = {"show_progress": "hidden", "api_visibility": "private"}
-        everything = [*asked, shown]
-        page.load(drawn, [visitor, number, *everything], outputs, **quiet)
-        there = draw.click(drawn, [visitor, number, *everything], outputs, **quiet)
+        asked, visits = [question, options, sigma, donor, chosen], _Visits(sessions)
+        quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+        everything = [visitor, *asked, shown]
+        page.load(visits.handler(visits.draw), [*everything, number], outputs, **quiet)
+        there = draw.click(visits.handler(visits.draw), [*everything, number], outputs, **quiet)
         there.then(texts, number, [question, options], **quiet)
-        upload.upload(uploaded, [visitor, upload], outputs, **quiet)
+        upload.upload(visits.handler(visits.upload), [visitor, upload], outputs, **quiet)
         for event in (ask.click, question.submit, options.submit):
-            event(handler(answer), [visitor, *everything], outputs, **quiet)
+            event(visits.handler(visits.answer), everything, outputs, **quiet)
         for control in (sigma, donor, chosen):
-            control.change(handler(again), [visitor, *everything], outputs, trigger_mode="always_last", **quiet)
-        shown.change(handler(filtered), [visitor, shown], outputs, trigger_mode="always_last", **quiet)
+            control.change(visits.handler(visits.again), everything, outputs, trigger_mode="always_last", **quiet)
+        shown.change(visits.handler(visits.show), [visitor, shown], outputs, trigger_mode="always_last", **quiet)
     return page
+
+
+def texts(number: float | None) -> tuple[str, str]:
+    """Question and options of a scene, as they stand in the text boxes."""
+    sample = scene(int(number or 0))
+    return plain_question(sample), ", ".join(sample.options)
+
+
+class _Visits:
+    """What the controls do to a visitor's state, a dict: picture, drawn (the scene or None), answers by session, chosen
+    latents, shown conditions."""
+
+    def __init__(self, sessions: Sequence[Session]):
+        self.sessions = sessions
+        self.turns = threading.Lock()       # visitors' questions are answered one after another
+
+    def handler(self, work: Callable[..., None]) -> Callable[..., list]:
+        """`work` changes the state; all panels are drawn from it, and what was wrong is one line."""
+
+        @functools.wraps(work)
+        def handle(held, *values):
+            held, line = dict(held or {}), ""
+            try:
+                with self.turns:
+                    work(held, *values)
+            except (*BAD_INPUT, SessionError, OSError) as fault:
+                line = f'<div class="lvr-error" role="alert">{escape(" ".join(str(fault).split()))}</div>'
+            return [held, line, *_panels(self.sessions, held)]
+
+        return handle
+
+    def answer(self, held, question, options, sigma, donor, chosen, shown) -> None:
+        if "picture" not in held:
+            raise SessionError("there is no picture yet: draw a scene or upload one")
+        item = own_item(held["picture"], question, options, held["drawn"])
+        held.update(chosen=tuple(chosen), shown=tuple(shown), answers=None)
+        held["answers"] = [
+            session.answer(item, sigma, [n for n in chosen if n < session.latents], int(donor) - 1)
+            for session in self.sessions
+        ]
+
+    def again(self, held, *values) -> None:
+        if held.get("answers"):
+            self.answer(held, *values)
+
+    def draw(self, held, question, options, sigma, donor, chosen, shown, number) -> None:
+        sample = scene(int(number or 0))
+        held.update(picture=load_image(sample.images[0]), drawn=sample, answers=None)
+        self.answer(held, *texts(number), sigma, donor, chosen, shown)
+
+    def upload(self, held, path) -> None:
+        held.update(picture=read_upload(path), drawn=None, answers=None)
+
+    def show(self, held, shown) -> None:
+        held["shown"] = tuple(shown)
 
 
 def read_upload(path: str) -> np.ndarray:

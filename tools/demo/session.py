@@ -90,7 +90,7 @@ class Session:
         self.model = lvr_jax.open(checkpoint, **options)
         self.name = "/".join(os.path.normpath(os.fspath(checkpoint)).split(os.sep)[-3:])
         self.text_only = self.model.subject.spec is TEXT_ONLY
-        self.pool: np.ndarray | None = None         # [DONORS, Z, D], as a condition's function sees latents
+        self.pool = np.zeros((DONORS, 0, 0), np.float32)        # [DONORS, Z, D], as a condition's function sees latents
         self.said: list[str] = [""] * DONORS
         if not self.text_only:
             self._read_donors()
@@ -149,14 +149,12 @@ class SessionError(ValueError):
 
 def _row(name: str, swept: Sweep) -> Row:
     clean, reply = swept["clean"][0], swept[name][0]
-    shift = None if None in (reply.margin, clean.margin) else reply.margin - clean.margin
+    shift = None if reply.margin is None or clean.margin is None else reply.margin - clean.margin
     return Row(name, LABELS[name], reply.text, reply.content, reply.letter, dict(reply.probabilities or {}), shift,
                reply.content != clean.content, reply.right, reply.missing)  # fmt: skip
 
 
-def own_item(
-    picture: np.ndarray, question: str, options: str, drawn: Sample | None
-) -> Item | Sample:
+def own_item(picture: np.ndarray, question: str, options: str, drawn: Sample | None) -> Item | Sample:
     """What the page asks: the drawn scene as it was trained on where nothing was edited, else a question of one's own.
 
     options: with commas between them, none for an open question
@@ -164,9 +162,9 @@ def own_item(
     offered = [text.strip() for text in options.split(",") if text.strip()]
     if drawn is not None and (question.strip(), tuple(offered)) == (plain_question(drawn), drawn.options):
         return drawn
-    answer = drawn.answer if drawn is not None and drawn.answer in offered else None
-    box = drawn.boxes[0] if answer is not None else None
-    return Item(picture, question, offered or None, answer=answer, box=box, id="asked")
+    if drawn is None or drawn.answer not in offered:
+        return Item(picture, question, offered or None, id="asked")
+    return Item(picture, question, offered, answer=drawn.answer, box=drawn.boxes[0], id="asked")
 
 
 def plain_question(sample: Sample) -> str:
