@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import gzip
+import importlib.util
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -28,13 +31,25 @@ class Glyphs:
     pools: dict[str, tuple[np.ndarray, ...]]            # split -> for each class, the sample numbers it may draw
 
 
+def _digits() -> tuple[np.ndarray, np.ndarray]:
+    """Images [N, 8, 8], 0 to 16, and classes [N] of scikit-learn's `load_digits`: its file, as importing the library
+    for it takes as long as compiling the tiny network."""
+    place = Path(importlib.util.find_spec("sklearn").origin).parent / "datasets" / "data" / "digits.csv.gz"
+    if not place.is_file():         # where another version keeps it elsewhere
+        from sklearn.datasets import load_digits
+
+        digits = load_digits()
+        return digits.images, digits.target
+    with gzip.open(place, "rt") as file:
+        table = np.loadtxt(file, delimiter=",")
+    return table[:, :-1].reshape(-1, 8, 8), table[:, -1].astype(np.int64)
+
+
 @functools.cache
 def load_glyphs(digit_size: int) -> Glyphs:
     """Glyphs at `digit_size` px; made once a process, so that a source itself stays small enough to pickle."""
-    from sklearn.datasets import load_digits  # here, because it takes a second to import
-
-    digits = load_digits()
-    sources = np.round(digits.images * (255 / 16)).astype(np.uint8)
+    images, classes = _digits()
+    sources = np.round(images * (255 / 16)).astype(np.uint8)
     alpha = np.stack([np.asarray(Image.fromarray(d).resize((digit_size, digit_size), Image.Resampling.BICUBIC))
                       for d in sources])                # [N, S, S]
     alpha = np.where(alpha >= INK_THRESHOLD, alpha, 0).astype(np.uint8)
@@ -44,7 +59,7 @@ def load_glyphs(digit_size: int) -> Glyphs:
     pools: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
     for digit in range(10):
         # A fixed seed: whatever seed a run uses, its train digits are never another run's test digits.
-        members = np.random.default_rng([20240112, digit]).permutation(np.flatnonzero(digits.target == digit))
+        members = np.random.default_rng([20240112, digit]).permutation(np.flatnonzero(classes == digit))
         held_out = round(HELD_OUT_SHARE * len(members))
         pools["test"].append(np.sort(members[:held_out]))
         pools["train"].append(np.sort(members[held_out:]))

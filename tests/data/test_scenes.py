@@ -15,7 +15,7 @@ from sklearn.datasets import load_digits
 
 from lvr_jax.data import polyominoes, rotation_scenes
 from lvr_jax.data.boxes import box_to_tokens, validate
-from lvr_jax.data.digit_pictures import COLOUR_NAMES, load_glyphs
+from lvr_jax.data.digit_pictures import COLOUR_NAMES, _digits, load_glyphs
 from lvr_jax.data.digit_scenes import DigitSearch
 from lvr_jax.data.polyominoes import GRID, free_shape_of, rotate, shape_of
 from lvr_jax.data.rotation_scenes import PIECES, SOLUTION_BOX, RotationAnalogies
@@ -110,6 +110,11 @@ def test_generators_do_not_import_jax():
 
 
 # --------------------------------------------------------------------------------------------------- digit search
+
+
+def test_digits_are_those_of_scikit_learn():
+    for own, theirs in zip(_digits(), (load_digits().images, load_digits().target), strict=True):
+        np.testing.assert_array_equal(own, theirs)
 
 
 def test_train_and_test_digits_are_different_samples_of_every_class():
