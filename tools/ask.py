@@ -13,12 +13,15 @@ Exit status: 0 done, 1 failed, 2 bad input.
 """
 
 import argparse
+import os
 import string
 import sys
+from pathlib import Path
 
 import lvr_jax
 
 SCENES = 8          # the one that is asked about, and donors
+SMALL = 50e6        # bytes of a checkpoint
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -54,6 +57,14 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
+def compile_for_one_question(checkpoint: str) -> None:
+    """A small network is compiled without XLA's optimisations, which would take longer than all that they save in one
+    answer. To be said before JAX is imported; whoever has set XLA_FLAGS has the last word."""
+    size = sum(path.stat().st_size for path in Path(checkpoint).rglob("*") if path.is_file())
+    if 0 < size < SMALL:
+        os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+
+
 def items_of(options: argparse.Namespace) -> list:
     """What is asked, first, and what donors and means are made of. Pictures are read here, before any weights."""
     from lvr_jax.api.questions import Item, ItemError
@@ -77,6 +88,7 @@ def items_of(options: argparse.Namespace) -> list:
 def ask(options: argparse.Namespace) -> None:
     """Asks as the options say and prints reply, latents and the answers under conditions."""
     items = items_of(options)
+    compile_for_one_question(options.checkpoint)
     # Imported after the pictures were read: JAX takes a second or two.
     from lvr_jax.api.conditions import condition, needs_others
     from lvr_jax.latents.conditions import ConditionError

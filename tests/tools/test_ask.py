@@ -1,5 +1,6 @@
 """One command asks about one picture: the shipped checkpoint answers and shows its latents, also under conditions."""
 
+import os
 import re
 import subprocess
 import sys
@@ -13,6 +14,12 @@ import lvr_jax
 
 ROOT = Path(__file__).resolve().parents[2]
 SHORT = ("--max-new-tokens", "24")
+
+
+@pytest.fixture(autouse=True)
+def flags(monkeypatch):
+    """What the program says to XLA does not outlive a test."""
+    monkeypatch.setenv("XLA_FLAGS", os.environ.get("XLA_FLAGS", ""))
 
 
 @pytest.fixture
