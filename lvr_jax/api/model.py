@@ -18,7 +18,7 @@ from lvr_jax.api.conditions import resolve
 from lvr_jax.api.questions import Asked, Item, Picture, Questions, is_one
 from lvr_jax.api.reply import Reply
 from lvr_jax.api.sweep import Sweep
-from lvr_jax.data.sample import Sample
+from lvr_jax.data.sample import DataError, Sample
 from lvr_jax.evaluation import protocol as protocols
 from lvr_jax.evaluation.protocol import Budget, Protocol
 from lvr_jax.evaluation.subject import TEXT_ONLY, Subject, open_subject
@@ -31,6 +31,7 @@ from lvr_jax.prism.measure.items import Items, template_for
 
 # What a checkpoint's config.json may say of its training: the harness whose prompts it knows, latents a block.
 PROMPTS, BUDGET = "lvr_prompts", "lvr_budget"
+DTYPES = ("float32", "bfloat16")
 ROWS = 8
 DEFAULT = ("zero", "mean", "donor")
 # Letters whose logits are kept: so many, or a multiple, that another number of options is no other program.
@@ -40,7 +41,7 @@ _LETTERS = 8
 def open_model(
     checkpoint: str | os.PathLike, *, system: str | None = None, protocol: str = "clean", budget: int | None = None,
     prompts: str | None = None, max_new_tokens: int | None = None, force_latents: bool = False,
-    dtype: Any = None, seed: int = 0,
+    dtype: str | None = None, seed: int = 0,
 ) -> Model:  # fmt: skip
     """Opens a checkpoint, Hugging Face or ours, local or gs://, to be asked.
 
@@ -52,17 +53,22 @@ def open_model(
     budget: latents a block; prompts: a harness of evaluation.prompts, which writes options and instruction (defaults:
         what config.json says as `lvr_budget` and `lvr_prompts`, else the protocol's); max_new_tokens: of a reply
     force_latents: every prompt ends with the start marker, so that a latent block is always opened
-    dtype: of the computation (default: float32 on a CPU, else bfloat16); weights are held as they are stored where that
-        is narrower, and widened where they are used
+    dtype: of the computation, "float32" (default on a CPU) or "bfloat16"; weights that are stored in bfloat16 are held
+        so, and widened where they are used
     seed: of noise and donors
 
-    Raises CheckpointError, ConfigError, TokenizerError, SpecError or BenchmarkError, one line each, before weights are
-    read where that is possible.
+    Raises CheckpointError, ConfigError, SpecError or DataError, one line each, before weights are read where that is
+    possible.
     """
     given = {"prompts": prompts, "max_new_tokens": max_new_tokens}
     _protocol(protocol, budget, given)                      # refused before weights are read
-    compute = Compute(jnp.dtype(dtype) if dtype is not None else _default_dtype())
-    subject = open_subject(checkpoint, system=system)
+    if dtype is None:
+        dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+    elif dtype not in DTYPES:
+        raise DataError(f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")
+    compute = Compute(jnp.dtype(dtype))
+    # Weights stored in bfloat16 stay so in float32: widened where they are used, the same network in half the memory.
+    subject = open_subject(checkpoint, system=system, dtype=compute.dtype if compute.dtype.itemsize < 4 else None)
     given["prompts"] = prompts or subject.fields.get(PROMPTS)
     budget = subject.fields.get(BUDGET) if budget is None else budget
     return Model(subject, _protocol(protocol, budget, given), compute, seed, force_latents)
@@ -74,10 +80,6 @@ def _protocol(name: str, budget: int | None, switches: Mapping[str, Any]) -> Pro
     if budget is not None:
         found |= dict.fromkeys(("steps", "staged_steps"), Budget(budget, budget, budget))
     return protocols.protocol(name, **found)
-
-
-def _default_dtype():
-    return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

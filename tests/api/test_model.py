@@ -237,6 +237,22 @@ BAD = {
 }  # fmt: skip
 
 
+REFUSED = {
+    "no such folder": ({"checkpoint": "nowhere"}, "nowhere: no such folder"),
+    "no such system": ({"system": "lvx"}, "'lvx'"), "no such dtype": ({"dtype": "int8"}, "'int8'"),
+    "no such protocol": ({"protocol": "mine"}, "no protocol 'mine'"), "no such prompts": ({"prompts": "x"}, "'x'"),
+    "no latents": ({"budget": 0}, "is 0, expected a whole number"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_opened_is_one_line(folder, case):
+    given, said = REFUSED[case]
+    with pytest.raises(ValueError, match=said) as error:
+        lvr_jax.open(**{"checkpoint": folder / "carrier", **given})
+    assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_is_one_line(model, case):
     call, said = BAD[case]
