@@ -23,7 +23,6 @@ import os
 import sys
 import traceback
 
-import jax
 import jax.numpy as jnp
 from absl import logging
 
@@ -152,17 +151,17 @@ def _evaluate(options: argparse.Namespace, output: str, hosts: Hosts) -> tuple[S
     if options.limit is not None and options.limit < len(benchmark):
         benchmark = benchmark.subset(range(options.limit))
     cell = cell_of(options, hosts)
-    dtype = DTYPES[options.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")]
+    compute = Compute.of_prompts(DTYPES.get(options.dtype))
     config = read_config(options.checkpoint)
     # Weights are held as they are used: half the memory and half the reading where the computation is in bfloat16.
     where = None if cell.mesh is None else shardings(abstract_model(config)[1], rules(config), cell.mesh)
-    subject = open_subject(options.checkpoint, system=options.system, shardings=where, dtype=dtype)
+    subject = open_subject(options.checkpoint, system=options.system, shardings=where, dtype=compute.dtype)
     say = lambda line: print(line, file=sys.stderr) if hosts.first else None  # noqa: E731
     for note in subject.notes:
         say(f"note: {note}")
     return subject, run(
         subject, benchmark, protocol, output, rows=options.batch or ROWS_A_DEVICE * cell.shards, cell=cell,
-        compute=Compute(dtype), programs=options.programs, say=say,
+        compute=compute, programs=options.programs, say=say,
         details={"options": {k: repr(v) for k, v in sorted(options.reader.items())}},
     )  # fmt: skip
 

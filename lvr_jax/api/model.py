@@ -8,8 +8,6 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from lvr_jax.api import sweep as sweeps
@@ -62,11 +60,9 @@ def open_model(
     """
     given = {"prompts": prompts, "max_new_tokens": max_new_tokens}
     _protocol(protocol, budget, given)                      # refused before weights are read
-    if dtype is None:
-        dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
-    elif dtype not in DTYPES:
+    if dtype is not None and dtype not in DTYPES:
         raise DataError(f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")
-    compute = Compute(jnp.dtype(dtype))
+    compute = Compute.of_prompts(dtype)
     # Weights stored in bfloat16 stay so in float32: widened where they are used, the same network in half the memory.
     subject = open_subject(checkpoint, system=system, dtype=compute.dtype if compute.dtype.itemsize < 4 else None)
     given["prompts"] = prompts or subject.fields.get(PROMPTS)

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from lvr_jax.models.blockwise_attention import blockwise_attention
+from lvr_jax.models.blockwise_attention import blockwise_attention, scores_held
 from lvr_jax.models.placement import HEADS, current_mesh, row_axes
 from lvr_jax.models.precision import at_least_fp32
 from lvr_jax.models.splash_attention import BLOCKS, splash_attention
@@ -87,7 +87,8 @@ def attention(
 
     Returns ([B, T, N, H], attention weights [B, N, T, sum of S] if asked for, else None). `blocks`, `splash` and
     `cudnn` take one `Keys`, the last two without roles; anything else raises AttentionError. A query that sees nothing
-    returns zeros; with `splash` a token of padding sees only the padding near it.
+    returns zeros; with `splash` a token of padding sees only the padding near it. `blocks` leaves what would exceed
+    MAX_SCORES to `xla`.
     """
     if implementation not in IMPLEMENTATIONS:
         raise AttentionError(f"attention implementation {implementation!r}, expected one of {list(IMPLEMENTATIONS)}")
@@ -97,6 +98,8 @@ def attention(
         raise AttentionError(f"{implementation} attention does not return weights; use implementation='xla'")
     if len(keys) != 1:
         raise AttentionError(f"{implementation} attention takes the pass's own keys only, not a cache; use 'xla'")
+    if implementation == "blocks" and scores_held(queries.q, keys[0].k) > MAX_SCORES:
+        return _xla(queries, keys, weights)     # in more blocks than one would want to compile one by one
     if implementation == "blocks":
         kernel = functools.partial(blockwise_attention, causal=keys[0].causal)
         return _on_each_device(kernel, queries.q, keys[0].k, keys[0].v, visible(queries, keys[0])), None

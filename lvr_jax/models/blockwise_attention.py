@@ -47,6 +47,12 @@ def _backward(causal, kept, gradient):
 _attend.defvjp(_forward, _backward)
 
 
+def scores_held(q: jax.Array, k: jax.Array) -> int:
+    """Scores of the largest block of a row."""
+    T, S = q.shape[1], k.shape[1]
+    return q.shape[2] * max(t.stop - t.start for t, _ in _blocks(T, S, False)) * S
+
+
 def _blocks(T: int, S: int, causal: bool) -> list[tuple[slice, int]]:
     """Queries of each block, and how many of the first keys they may see."""
     size = max(-(-T // PARTS), MIN_QUERIES)

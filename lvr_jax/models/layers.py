@@ -49,6 +49,15 @@ class Compute:
     remat: str = "none"
     unroll: int = 1
 
+    @classmethod
+    def of_prompts(cls, dtype: Any = None) -> "Compute":
+        """As the default device reads prompts: in fp32 on a CPU and bf16 elsewhere unless told, and on a CPU with
+        attention in blocks, two thirds of the time of a prompt of 1,120 vision tokens (2026-11)."""
+        cpu = jax.default_backend() == "cpu"
+        if dtype is None:
+            dtype = jnp.float32 if cpu else jnp.bfloat16
+        return cls(jnp.dtype(dtype), "blocks" if cpu else "xla")
+
 
 def weight(rngs: nnx.Rngs, *shape: int, dtype=jnp.float32) -> nnx.Param:
     """A matrix drawn from N(0, 0.02^2), the initialisation of the published checkpoints."""

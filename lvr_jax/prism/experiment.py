@@ -15,7 +15,6 @@ import numbers
 from collections.abc import Callable, Sequence
 from pathlib import PurePath
 
-import jax
 import jax.numpy as jnp
 from etils import epath
 from ml_collections import ConfigDict
@@ -158,13 +157,13 @@ def prepare(
     cell = dataclasses.replace(make_cell(config.mesh, hosts), idle=report_only)
     network = read_config(folder)
     cut = None if cell.mesh is None else shardings(abstract_model(network)[1], rules(network), cell.mesh)
-    dtype = DTYPES[config.dtype] or (jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)
-    subject = open_subject(folder, system=config.system or None, shardings=cut, dtype=dtype)
+    compute = Compute.of_prompts(DTYPES[config.dtype])
+    subject = open_subject(folder, system=config.system or None, shardings=cut, dtype=compute.dtype)
     items = Items(
         subject, benchmark, protocol, template_for(subject, config.alignment.template),
         rows=config.rows, programs=config.programs, seed=config.seed, force=config.force_latents,
     )  # fmt: skip
-    return Audit(label, items, settings, place, Compute(dtype=dtype), cell, progress, say)
+    return Audit(label, items, settings, place, compute, cell, progress, say)
 
 
 def settings_of(config: ConfigDict) -> Settings:

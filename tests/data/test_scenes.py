@@ -15,7 +15,7 @@ from sklearn.datasets import load_digits
 
 from lvr_jax.data import polyominoes, rotation_scenes
 from lvr_jax.data.boxes import box_to_tokens, validate
-from lvr_jax.data.digit_pictures import COLOUR_NAMES, _digits, load_glyphs
+from lvr_jax.data.digit_pictures import COLOUR_NAMES, PALETTE, _digits, load_glyphs
 from lvr_jax.data.digit_scenes import DigitSearch
 from lvr_jax.data.polyominoes import GRID, free_shape_of, rotate, shape_of
 from lvr_jax.data.rotation_scenes import PIECES, SOLUTION_BOX, RotationAnalogies
@@ -159,6 +159,21 @@ def test_ink_boxes_cover_exactly_the_ink(source, index):
         assert left[y0:y1, x0:x1].any(), "canvases overlap"
         left[y0:y1, x0:x1] = False
     assert not left.any()
+
+
+@settings(max_examples=30, deadline=None)
+@given(source=digit_sources(), index=INDEX)
+def test_every_pixel_is_noise_under_its_digits_alpha(source, index):
+    """Byte for byte what blending one digit after the other gives."""
+    scene, _, rng = source._sketch(index)
+    height, width = scene.image.shape[:2]
+    grey = np.frombuffer(rng.bytes(height * width), np.uint8).reshape(height, width, 1)
+    expected = np.repeat((grey.astype(int) * source.noise >> 8) + rng.integers(*source.background), 3, axis=2)
+    alphas = load_glyphs(source.digit_size).alpha
+    for sample, colour, (x0, y0, x1, y1) in zip(scene.samples, scene.colours, scene.canvas.tolist()):
+        alpha, under = alphas[sample, :, :, None].astype(int), expected[y0:y1, x0:x1]
+        expected[y0:y1, x0:x1] = (under * (255 - alpha) + PALETTE[colour].astype(int) * alpha + 127) // 255
+    np.testing.assert_array_equal(source.scene(index).image, expected)
 
 
 @settings(max_examples=30, deadline=None)

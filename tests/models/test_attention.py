@@ -170,6 +170,14 @@ def test_blocks_equal_xla_in_values_and_gradients(T, causal, roles):
         assert distance(a, b) <= FP32
 
 
+def test_blocks_leave_what_they_could_not_hold_to_xla(monkeypatch):
+    rng = np.random.default_rng(10)
+    queries, keys = random_queries(rng, 1, 300, 4, 8), random_keys(rng, 1, 300, 2, 8, causal=True)
+    monkeypatch.setattr(door, "MAX_SCORES", 4 * 128 * 300 - 1)      # one less than a block of 128 queries has
+    monkeypatch.setattr(door, "blockwise_attention", None)
+    assert distance(door.attention(queries, keys, implementation="blocks")[0], naive(queries, keys)[0]) <= FP32
+
+
 def test_blocks_hold_no_scores_of_a_whole_row():
     q, kv = (jax.ShapeDtypeStruct((1, 2048, n, 8), jnp.float32) for n in (4, 2))
     segment = jax.ShapeDtypeStruct((1, 2048), jnp.int32)

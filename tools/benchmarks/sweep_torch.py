@@ -21,6 +21,7 @@ import numpy as np
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
+from benchmarks._load import watched
 from benchmarks.sweep import ANSWER, CONFIG, GRID, LATENTS, batch_of, prompt, the_plan
 from lvr_jax.checkpoints import load_hf
 from lvr_jax.latents import conditions as cond
@@ -30,6 +31,7 @@ from lvr_jax.latents.sources import Request as SourceRequest
 from lvr_jax.latents.sweep import Prompts, Sweeper, read
 from lvr_jax.latents.sweep import run as run_sweep
 from lvr_jax.models.families import abstract_model, slots
+from lvr_jax.models.layers import Compute
 from lvr_jax.models.qwen2_5_vl.vision import normalise
 
 GOAL, ITEMS, BATCH, TIE = 10.0, 2, 2, 0.02
@@ -59,7 +61,7 @@ def ours(folder: pathlib.Path, examples, out: pathlib.Path) -> Sweeper:
     config, params = load_hf(folder)
     sweeper = Sweeper(
         abstract_model(config)[0], jax.device_put(params), the_plan(), Decoding(max_new_tokens=STEPS, stop=()),
-        keep=("token", "margin", "blocks"), progress=False,
+        keep=("token", "margin", "blocks"), compute=Compute.of_prompts(jax.numpy.float32), progress=False,
     )  # fmt: skip
     run_sweep(sweeper, batches(examples), CONDITIONS, out)
     return sweeper
@@ -198,13 +200,14 @@ def run(rounds: int = 3) -> dict:
         first = time.perf_counter() - first
         loop.generate(prepared[0], lambda s, z: z)
         mine, torch_seconds = [], []
-        for number in range(rounds):
-            out = pathlib.Path(place) / f"round{number}"
-            start = _clocks()
-            run_sweep(sweeper, batches(examples), CONDITIONS, out)
-            mine.append(_clocks() - start)
-            seconds, found = theirs(loop, examples, prepared)
-            torch_seconds.append(seconds)
+        with watched() as load:
+            for number in range(rounds):
+                out = pathlib.Path(place) / f"round{number}"
+                start = _clocks()
+                run_sweep(sweeper, batches(examples), CONDITIONS, out)
+                mine.append(_clocks() - start)
+                seconds, found = theirs(loop, examples, prepared)
+                torch_seconds.append(seconds)
         agreement = compare(read(out), found)
         threads = loop.torch.get_num_threads()
     # [rounds, wall and processors]
@@ -217,7 +220,7 @@ def run(rounds: int = 3) -> dict:
         "details": {
             "what": f"{len(CONDITIONS)} conditions, {ITEMS} items, {LATENTS} latents, {ANSWER} answer tokens, "
             f"{examples[0].num_tokens} prompt tokens of which {int(np.prod(GRID)) // 4} vision, fp32",
-            "ratios_by_round": (torch_seconds / mine)[:, 0].tolist(),
+            **load, "ratios_by_round": (torch_seconds / mine)[:, 0].tolist(),
             "ratio_of_processor_seconds": float(baseline_processor / processor),
             "first_run_with_compilation": first, "torch_threads": threads, "items_a_batch": BATCH,
             **agreement, "rounds": rounds, "device": jax.devices()[0].device_kind,

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
 
+from benchmarks._load import watched
 from lvr_jax.checkpoints import load_hf
 from lvr_jax.data.boxes import box_to_tokens
 from lvr_jax.data.filling import fill_row
@@ -254,11 +255,12 @@ def run(rounds: int = 7) -> dict:
         compilation = time.perf_counter() - compilation
         losses["torch"].append(sides["torch"].step())
         times = {name: [] for name in sides}
-        for _ in range(rounds):
-            for name, side in sides.items():
-                before = _clocks()
-                losses[name].append(side.step())
-                times[name].append(_clocks() - before)
+        with watched() as load:
+            for _ in range(rounds):
+                for name, side in sides.items():
+                    before = _clocks()
+                    losses[name].append(side.step())
+                    times[name].append(_clocks() - before)
     gap = max(abs(a - b) / abs(b) for a, b in zip(losses["ours"][:3], losses["torch"][:3]))
     if gap > 1e-4:
         raise RuntimeError(f"train_torch: losses differ by {gap:.1e}: {losses['ours'][:3]} and {losses['torch'][:3]}")
@@ -272,7 +274,7 @@ def run(rounds: int = 7) -> dict:
             "what": f"LVR step of {len(examples())} examples, {tokens} tokens, fp32, "
             f"{sum(int(np.prod(s.hf_shape)) for s in slots(CONFIG).values()) / 1e6:.0f} M parameters",
             "tokens_per_second": tokens / float(seconds), "torch_tokens_per_second": tokens / float(baseline),
-            "ratios_by_round": by_round[:, 0].tolist(),
+            **load, "ratios_by_round": by_round[:, 0].tolist(),
             "ratio_of_processor_seconds": float(baseline_processor / processor),
             "largest_loss_difference": gap, "first_step_with_compilation": compilation,
             "padding": sides["ours"].padding, "torch_padding": sides["torch"].padding,

@@ -49,7 +49,7 @@ class DecoderBlock(nnx.Module):
         own = Keys(k, v, tokens.segment, tokens.role, causal=True)
         wanted = "attention" in taps
         y, weights = attention(
-            queries, *past, own, implementation="xla" if past else compute.attention, weights=wanted
+            queries, *past, own, implementation="xla" if past or wanted else compute.attention, weights=wanted
         )
         x = x + jnp.einsum("RNH,NHD->RD", flat(y), self.out[...].astype(x.dtype)).reshape(x.shape)
         x = x + self.mlp(rms_norm(x, self.mlp_norm, eps))
