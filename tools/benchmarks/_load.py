@@ -15,11 +15,11 @@ IDLE = 0.1
 def watched() -> Iterator[dict]:
     """Fills in, at the end of the block: load_before, load_after, processors_of_others (on average; None where the
     kernel does not tell) and quiet. Without a count nothing is called quiet."""
-    found = {"load_before": round(os.getloadavg()[0], 1)}
+    found: dict[str, object] = {"load_before": round(os.getloadavg()[0], 1)}
     wall, all_, own = time.perf_counter(), _busy(), _own()
     yield found
     wall, now = time.perf_counter() - wall, _busy()
-    others = None if now is None else max(now - all_ - (_own() - own), 0.0) / wall
+    others = None if now is None or all_ is None else max(now - all_ - (_own() - own), 0.0) / wall
     found |= {
         "load_after": round(os.getloadavg()[0], 1), "cores": os.cpu_count(),
         "processors_of_others": None if others is None else round(others, 2),
