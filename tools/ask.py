@@ -50,10 +50,13 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         parser.error("--question is missing, expected one about --image")
     if options.scene < 0:
         parser.error(f"--scene is {options.scene}, expected 0 or more")
-    if options.question is None and (options.options or options.answer or options.box):
-        parser.error("--options, --answer and --box are of a --question, which is missing")
+    of_the_question = (options.options, options.answer, options.box, options.donor or None)
+    if options.question is None and any(given is not None for given in of_the_question):
+        parser.error("--options, --answer, --box and --donor are of a --question, which is missing")
     if options.save and not options.save.lower().endswith((".png", ".pdf", ".svg")):
         parser.error(f"--save is {options.save!r}, expected a name that ends in .png, .pdf or .svg")
+    if options.save and not Path(options.save).absolute().parent.is_dir():
+        parser.error(f"--save is {options.save!r}, and its folder does not exist")
     return options
 
 
@@ -71,9 +74,9 @@ def items_of(options: argparse.Namespace) -> list:
     from lvr_jax.data.images import load_image
 
     split = lambda text: [part.strip() for part in text.split(",")]  # noqa: E731
-    choices = split(options.options) if options.options else None
+    choices = None if options.options is None else split(options.options)
     try:
-        box = [float(x) for x in split(options.box)] if options.box else None
+        box = [float(x) for x in split(options.box)] if options.box is not None else None
     except ValueError:
         raise ItemError(f"--box is {options.box!r}, expected four numbers such as 0.1,0.2,0.4,0.5") from None
     scenes = [] if options.image else lvr_jax.scenes(options.scene + SCENES)[options.scene :]

@@ -15,6 +15,10 @@ from lvr_jax.evaluation.benchmarks import mmvp
 from lvr_jax.evaluation.rows import BenchmarkError
 from lvr_jax.files.json_io import JsonError, check_kinds
 from lvr_jax.files.json_io import kind as json_kind
+from lvr_jax.latents.spec import MOST_LATENTS
+
+# No reply of a published system is nearly as long: more is a slip, and would run for ever.
+MOST_TOKENS = 128_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,12 +72,16 @@ class Protocol:
         if not self.repetition_penalty > 0:
             raise BenchmarkError(f"protocol {self.name}: repetition_penalty is {self.repetition_penalty!r},"
                                  " expected a number above 0 (1.0 switches it off)")
-        whole = {"max_new_tokens": self.max_new_tokens, "context_factor": self.context_factor}
+        whole = {
+            "max_new_tokens": (self.max_new_tokens, MOST_TOKENS), "context_factor": (self.context_factor, MOST_LATENTS),
+        }  # fmt: skip
         for field in ("steps", "staged_steps"):
-            whole |= {f"{field}.{run}": value for run, value in dataclasses.asdict(getattr(self, field)).items()}
-        for field, value in whole.items():
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise BenchmarkError(f"protocol {self.name}: {field} is {value!r}, expected a whole number above 0")
+            runs = dataclasses.asdict(getattr(self, field))
+            whole |= {f"{field}.{run}": (value, MOST_LATENTS) for run, value in runs.items()}
+        for field, (value, most) in whole.items():
+            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+                raise BenchmarkError(f"protocol {self.name}: {field} is {value!r},"
+                                     f" expected a whole number above 0 and up to {most}")
 
     def loader_options(self, family: str) -> dict[str, str]:
         """What `benchmarks.load` must be told of this protocol for a benchmark of this family."""

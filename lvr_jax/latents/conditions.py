@@ -19,6 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lvr_jax.latents.spec import MOST_LATENTS
+
 # How the noise is scaled.
 ABSOLUTE, RELATIVE, SPREAD = 0, 1, 2
 
@@ -117,10 +119,14 @@ class Named:
         numbers, steps = [self.keep, self.mix, self.sigma], self.steps
         rules = {
             "keep, mix, sigma": (numbers, np.isfinite(numbers).all(), "finite numbers"),
+            "sigma": (self.sigma, self.sigma >= 0, "0 or more"),
             "noise": (self.noise, self.noise in (ABSOLUTE, RELATIVE, SPREAD), "ABSOLUTE, RELATIVE or SPREAD"),
             "source": (self.source, (self.mix != 0) == (self.source is not None), "one if and only if mix is not 0"),
             "steps": (steps, steps is None or min(steps, default=-1) >= 0, "numbers of latents, one at least"),
-            "budget": (self.budget, self.budget is None or self.budget >= 0, "latents a block, 0 at least"),
+            "budget": (
+                self.budget, self.budget is None or 0 <= self.budget <= MOST_LATENTS,
+                f"latents a block, 0 to {MOST_LATENTS}",
+            ),
             "evidence": (self.evidence, self.evidence in EVIDENCE, f"one of {', '.join(filter(None, EVIDENCE))}"),
             "blocked": (self.blocked, all(0 <= r < ROLES for pair in self.blocked for r in pair), "pairs of roles"),
         }

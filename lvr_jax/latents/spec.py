@@ -18,6 +18,10 @@ class SpecError(ValueError):
     """A system that does not exist, or token ids that do not fit it."""
 
 
+# Latents a block that can be meant: no published system feeds a tenth of them.
+MOST_LATENTS = 4096
+
+
 @dataclasses.dataclass(frozen=True)
 class LatentStage:
     """One kind of latent block: its markers, the id stored in its slots, and latents a unit of the caller's budget."""

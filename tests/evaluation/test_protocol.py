@@ -56,6 +56,8 @@ def test_a_switch_set_to_its_own_value_changes_nothing():
     ({"image_protocol": "none"}, "image_protocol is 'none', expected one of train, evaluate, processor"),
     ({"repetition_penalty": 0}, "repetition_penalty is 0, expected a number above 0"),
     ({"steps": Budget(8, 0, 8)}, "steps.corruption is 0, expected a whole number above 0"),
+    ({"steps": Budget(5000, 8, 8)}, "steps.accuracy is 5000, expected a whole number above 0 and up to 4096"),
+    ({"max_new_tokens": 10**9}, "max_new_tokens is 1000000000, expected a whole number above 0 and up to 128000"),
     ({"max_new_tokens": 1.5}, "max_new_tokens is 1.5, expected a whole number"),
     ({"temperature": 1}, "no switch 'temperature', expected some of prompts"),
 ])

@@ -66,6 +66,8 @@ BAD = {
     "no such condition": (["--conditions", "zeros"], "condition 'zeros'"),
     "no such checkpoint": (["--checkpoint", "nowhere"], "nowhere: no such folder"),
     "no budget": (["--budget", "0"], "is 0, expected a whole number above 0"),
+    "endless latents": (["--budget", "1000000"], "is 1000000, expected a whole number above 0 and up to 4096"),
+    "negative noise": (["--conditions", "noise=-1"], "sigma is -1.0, expected 0 or more"),
 }  # fmt: skip
 
 
@@ -85,7 +87,9 @@ def test_a_donor_is_asked_for_before_weights_are_read(photo, capsys):
 
 @pytest.mark.parametrize("arguments, said", [
     (["--image", "photo.jpg"], "--question is missing"), (["--options", "a,b"], "which is missing"),
+    (["--options", ""], "which is missing"), (["--donor", "photo.jpg"], "which is missing"),
     (["--scene", "-1"], "--scene is -1"), (["--save", "answer.txt"], "ends in .png"),
+    (["--save", "nowhere/answer.png"], "its folder does not exist"),
 ])  # fmt: skip
 def test_wrong_flags_are_refused(arguments, said, capsys):
     with pytest.raises(SystemExit) as error:
