@@ -151,7 +151,7 @@ class Experiment:
             own=_schedule("own", c.own, c.steps), accumulate=c.accumulate,
             parts=() if alignment is None else tuple(Part(*bounds) for bounds in alignment.bounds), seed=c.seed,
         )  # fmt: skip
-        like = abstract_state(params, c.frozen, transformation, _rules(c, network), mesh, compute.dtype)
+        like = abstract_state(params, c.frozen, transformation, sharding_rules(c, network), mesh, compute.dtype)
         return cls(c, data, None, network, graph, recipe, mesh, like, rows, alignment)
 
     def step(self) -> Callable:
@@ -159,7 +159,7 @@ class Experiment:
 
     def initial_state(self) -> State:
         """The state before step 0."""
-        where = shardings(abstract_model(self.network)[1], _rules(self.config, self.network), self.mesh)
+        where = shardings(abstract_model(self.network)[1], sharding_rules(self.config, self.network), self.mesh)
         if self.config.init.checkpoint:
             params = checkpoints.load(self.config.init.checkpoint, where, config=self.network)[1]
         else:
@@ -185,7 +185,7 @@ def files_of(checkpoint: str) -> str:
     return os.fspath(resolve(checkpoint) / FILES) if checkpoint and is_ours(resolve(checkpoint)) else checkpoint
 
 
-def _rules(c: ConfigDict, network: Config) -> Rules:
+def sharding_rules(c: ConfigDict, network: Config) -> Rules:
     """The sharding rules of the config, or those of the network's family where it has none."""
     return _plain(c.sharding) or rules(network)
 

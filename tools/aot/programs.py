@@ -20,7 +20,7 @@ from lvr_jax.latents.spec import Plan, plan, system
 from lvr_jax.models.families import abstract_model
 from lvr_jax.models.layers import Compute
 from lvr_jax.training import held_out
-from lvr_jax.training.experiment import Experiment
+from lvr_jax.training.experiment import Experiment, sharding_rules
 from lvr_jax.training.flops import batch_flops
 from lvr_jax.training.partitioning import shardings
 from lvr_jax.training.state import join
@@ -93,7 +93,7 @@ def _repeated(row: Batch, rows: int, where: NamedSharding) -> dict[str, jax.Shap
 def frozen_params(experiment: Experiment) -> dict:
     """All parameters as an audit holds them: in the type of the computation, cut as in training."""
     params = abstract_model(experiment.network, experiment.recipe.compute.dtype)[1]
-    where = shardings(params, [tuple(rule) for rule in experiment.config.sharding], experiment.mesh)
+    where = shardings(params, sharding_rules(experiment.config, experiment.network), experiment.mesh)
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), params, where)
 
 
