@@ -20,7 +20,7 @@ from aot.slices import ENVIRONMENT, Slice
 from lvr_jax.checkpoints.orbax_io import flat
 from lvr_jax.models import compiler_options
 from lvr_jax.models.qwen2_5_vl import config as networks
-from lvr_jax.training.experiment import Experiment
+from lvr_jax.training.experiment import Experiment, sharding_rules
 from lvr_jax.training.partitioning import make_mesh
 
 pytestmark = [pytest.mark.tpu, pytest.mark.slow]
@@ -99,7 +99,8 @@ def test_the_3b_step_moves_weights_and_not_activations(short):
     assert (151936, 2048) in gathered, "the unembedding is gathered once for all chunks of the loss"
     assert sum(c.times for c in moved for a in c.arrays if (151936, 2048) == a.shape and c.kind == "all-gather") == 1
     # The frozen tower is cut like the rest: what a chip holds of it is a quarter.
-    tower = programs.shardings(experiment.like.frozen, [tuple(r) for r in experiment.config.sharding], experiment.mesh)
+    rules = sharding_rules(experiment.config, experiment.network)
+    tower = programs.shardings(experiment.like.frozen, rules, experiment.mesh)
     for where in (tower["vision"]["blocks"]["qkv"], tower["vision"]["merger"]["out"]):
         assert "fsdp" in where.spec
 
