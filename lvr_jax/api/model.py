@@ -19,7 +19,7 @@ from lvr_jax.api.sweep import Sweep
 from lvr_jax.data.sample import DataError, Sample
 from lvr_jax.evaluation import protocol as protocols
 from lvr_jax.evaluation.protocol import Budget, Protocol
-from lvr_jax.evaluation.subject import TEXT_ONLY, Subject, open_subject
+from lvr_jax.evaluation.subject import BUDGET, PROMPTS, TEXT_ONLY, Subject, open_subject
 from lvr_jax.latents import sweep as engine
 from lvr_jax.latents.conditions import ConditionError, name_number
 from lvr_jax.latents.sweep import KEEP, Sweeper
@@ -27,8 +27,6 @@ from lvr_jax.models.layers import Compute
 from lvr_jax.prism.measure import capture
 from lvr_jax.prism.measure.items import Items, template_for
 
-# What a checkpoint's config.json may say of its training: the harness whose prompts it knows, latents a block.
-PROMPTS, BUDGET = "lvr_prompts", "lvr_budget"
 DTYPES = ("float32", "bfloat16")
 ROWS = 8
 DEFAULT = ("zero", "mean", "donor")

@@ -15,15 +15,18 @@ from lvr_jax.checkpoints.folder import is_ours, read_json, resolve
 from lvr_jax.data.chat import render_prompt
 from lvr_jax.data.tokenizers import IM_END, ChatTokenizer, check_config, load_tokenizer
 from lvr_jax.evaluation.preprocessor import pixel_limits, preprocessor_fields
+from lvr_jax.evaluation.prompts import HARNESSES
 from lvr_jax.evaluation.protocol import Protocol
 from lvr_jax.latents.routing import ATTENTION, FIELD
-from lvr_jax.latents.spec import SYSTEMS, LatentSpec, LatentStage, Plan, SpecError, check_ids, plan
+from lvr_jax.latents.spec import MOST_LATENTS, SYSTEMS, LatentSpec, LatentStage, Plan, SpecError, check_ids, plan
 from lvr_jax.models.families import abstract_model, family_of
 from lvr_jax.models.interface import Config
 
 # Ordinary text, for a baseline that has no latent tokens: its one stage opens at an id that no token has.
 NOWHERE = ""
 TEXT_ONLY = LatentSpec(name="none", stages=(LatentStage("none", NOWHERE, NOWHERE, NOWHERE),), added_tokens=())
+# What config.json may say of a checkpoint's training: the harness whose prompts it knows, latents a block.
+PROMPTS, BUDGET = "lvr_prompts", "lvr_budget"
 KNOWN = {**SYSTEMS, TEXT_ONLY.name: TEXT_ONLY}
 
 
@@ -89,9 +92,21 @@ def open_subject(
     attention = fields.get(FIELD, "full")
     if attention not in ATTENTION:
         raise SpecError(f"{where}: {FIELD} is {attention!r}, expected one of {', '.join(ATTENTION)}")
+    _check_training(fields, where)
+    if (budget := fields.get(BUDGET)) is not None:
+        notes = (*notes, f"config.json: {BUDGET} {budget} (a protocol has its own, which --budget changes)")
     _, params, _ = load(folder, shardings, dtype)
     return Subject(os.fspath(folder), config, abstract_model(config)[0], params, tokenizer, spec, stop, low, high,
                    fingerprint(params), notes, attention, fields)
+
+
+def _check_training(fields: Mapping[str, Any], where: str) -> None:
+    budget, harness = fields.get(BUDGET), fields.get(PROMPTS)
+    whole = isinstance(budget, int) and not isinstance(budget, bool)
+    if budget is not None and not (whole and 1 <= budget <= MOST_LATENTS):
+        raise SpecError(f"{where}: {BUDGET} is {budget!r}, expected latents a block, 1 to {MOST_LATENTS}")
+    if harness is not None and harness not in HARNESSES:
+        raise SpecError(f"{where}: {PROMPTS} is {harness!r}, expected one of {', '.join(HARNESSES)}")
 
 
 class _Ids(dict):

@@ -20,7 +20,7 @@ def experiments() -> dict[str, Path]:
 def config_file(value: str) -> str:
     """`NAME[:ARGUMENT]` -> `FILE[:ARGUMENT]`; what is a path already stays. ValueError for a name that nothing has."""
     name, colon, argument = value.partition(":")
-    if name.endswith(".py") or Path(name).exists():
+    if name.endswith(".py") or Path(name).is_file():
         return value
     known = experiments()
     if name not in known:

@@ -26,6 +26,8 @@ def test_a_file_of_the_users_own_comes_before_an_experiment_of_that_name(tmp_pat
     monkeypatch.chdir(tmp_path)
     (tmp_path / "prism").write_text("")
     assert shipped.config_file("prism") == "prism"
+    (tmp_path / "lvr").mkdir()
+    assert shipped.config_file("lvr:tiny") == f"{shipped.CONFIGS / 'lvr.py'}:tiny", "a folder is no experiment"
 
 
 @pytest.mark.parametrize("given, word", [

@@ -12,7 +12,7 @@ from test_runner import GOLDEN, checkpoint
 
 from lvr_jax.checkpoints import read_config
 from lvr_jax.data.tokenizers import ChatTokenizer, TokenizerError, load_tokenizer
-from lvr_jax.evaluation import generation
+from lvr_jax.evaluation import generation, subject
 from lvr_jax.evaluation.preprocessor import pixel_limits, preprocessor_fields
 from lvr_jax.evaluation.rows import BenchmarkError
 from lvr_jax.evaluation.subject import default_system, open_subject, stop_ids
@@ -138,6 +138,26 @@ def test_ids_that_disagree_are_refused_before_the_weights_are_read(tmp_path, fie
         open_subject(folder)
     with pytest.raises(SpecError, match="latent system 'lvrr' does not exist, expected one of lvr, "):
         open_subject(checkpoint(tmp_path / "other"), system="lvrr")
+
+
+@pytest.mark.parametrize("field, value, expected", [
+    ("lvr_budget", 0, "latents a block, 1 to 4096"), ("lvr_budget", "four", "latents a block"),
+    ("lvr_prompts", "gpt4", "one of .*lvr"), ("lvr_prompts", ["scenes"], "one of .*scenes"),
+])  # fmt: skip
+def test_what_it_says_of_its_training_is_checked_before_weights_are_read(tmp_path, monkeypatch, field, value, expected):
+    folder = checkpoint(tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, field: value}))
+    monkeypatch.setattr(subject, "load", lambda *_: pytest.fail("weights were read"))
+    with pytest.raises(SpecError, match=rf"config.json: {field} is .*, expected {expected}"):
+        open_subject(folder)
+
+
+def test_the_budget_of_its_training_is_noted(tmp_path):
+    folder = checkpoint(tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "lvr_budget": 4}))
+    assert any("lvr_budget 4" in note for note in open_subject(folder).notes)
 
 
 def test_a_checkpoint_says_who_may_see_whom_in_it(tmp_path):
