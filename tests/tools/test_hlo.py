@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from aot import arithmetic, bill, collectives, hlo, roofline, traffic
-from aot.report import Compiled, most
+from aot.page import page
+from aot.report import Compiled, line, most
 from aot.slices import memory_error
 
 HLO = """HloModule jit_step, is_scheduled=true
@@ -196,6 +197,30 @@ def test_a_bill_is_by_part_of_the_network_and_by_pass():
         "decoder MLP": {"forward": 0, "again": 0, "backward": 5030, "products": 5000},
         "tower attention": {"forward": 700 + 1000, "again": 0, "backward": 0, "products": 0},
     }
+    assert bill.unpriced(NETWORK) == 0
+
+
+def test_a_program_with_instructions_that_have_no_estimate_has_no_plan():
+    """libtpu writes 2^64 less a few for what its cost model of tpu7x does not know: 1.8e12 s of a step."""
+    unknown = NETWORK.replace('"5000"', '"18446744073709551614"').replace('"800"', '"18446744073709551615"')
+    assert bill.unpriced(unknown) == 2
+    assert bill.by_part(bill.costs(unknown, tower)) == {
+        "tower attention": {"forward": 1000, "again": 0, "backward": 0, "products": 0},
+        "decoder MLP": {"forward": 0, "again": 0, "backward": 30, "products": 0},
+    }
+    found = roofline.roofline("TPU7x", (2, 2, 4), 16, cycles=None, products=1e15, kernels=[], hbm_bytes=1e9, moved=[],
+                              model_flops=1e15)  # fmt: skip
+    assert found.plan is None and found.mfu is None and found.bound_by == "MXU" and 0 < found.roof < 1
+    seconds = {"kernels": 0.1, "exposed": 0.1, "mxu": 2, "hbm": 1, "ici": 0.5}
+    record = {
+        "config": "lvr 7b", "program": "train", "slice": "tpu7x-32", "topology": "tpu7x:2x2x4", "mesh": "fsdp 32",
+        "rows": 64, "accumulate": 2, "tokens": 16384, "conditions": None, "most_rows": None, "fits": True,
+        "options": {}, "total": 2**30, "memory": 2**31, "arguments": 1, "temporaries": 1, "output": 1, "aliased": 0,
+        "collectives": {}, "model_flops": 1e15, "compile_seconds": 1,
+        "speed": {"unpriced": 2, "seconds": seconds, "bound_by": "MXU"},
+    }  # fmt: skip
+    assert line(record)["plan s"] == "" and line(record)["MFU <="] == "" and line(record)["MXU s"] == "2"
+    assert "no plan: the compiler has no estimate of 2 instructions; MXU 2 s, HBM 1 s" in page([record])
 
 
 def test_products_and_kernels_are_counted_in_flops():

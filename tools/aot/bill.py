@@ -132,6 +132,13 @@ def costs(text: str, share: hlo.Share = hlo.all_taken) -> list[Cost]:
     return found
 
 
+def unpriced(text: str) -> int:
+    """How many instructions that run have no estimate: with any, the sum of the others says nothing of the program."""
+    parts = hlo.computations(text)
+    runs = hlo.times(parts, fused=False)
+    return sum(each.unpriced for name, lines in parts.items() if runs.get(name) for each in lines)
+
+
 def by_part(found: list[Cost]) -> dict[str, dict[str, float]]:
     """Part -> cycles by pass, and "products" of them all; the dearest part first."""
     total: dict[str, collections.Counter] = {}

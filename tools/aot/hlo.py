@@ -16,6 +16,8 @@ _INSTRUCTION = re.compile(
 _CALLS = re.compile(r"(?:calls|to_apply|body|true_computation|false_computation)=%?([\w.-]+)")
 _BRANCHES = re.compile(r"(?:branch_computations|called_computations)=\{([^}]*)\}")
 _EITHER = re.compile(r"true_computation=%?([\w.-]+), false_computation=%?([\w.-]+)")
+# Where libtpu 0.0.42.1 has no estimate, as often on tpu7x, it writes a negative number, 2^64 less a few.
+_NO_ESTIMATE = 2**63
 _WHILE = re.compile(r" while\(.*condition=%?([\w.-]+), body=%?([\w.-]+)")
 
 
@@ -71,7 +73,16 @@ class Instruction:
 
     @property
     def cycles(self) -> int:
-        """Cycles by the compiler's cost model; 0 where it has none, as for Pallas kernels."""
+        """Cycles by the compiler's cost model; 0 where it says nothing, as of Pallas kernels, or that it has none."""
+        return self._estimate if self._estimate < _NO_ESTIMATE else 0
+
+    @property
+    def unpriced(self) -> bool:
+        """Whether the compiler says that its cost model has no estimate of this instruction."""
+        return self._estimate >= _NO_ESTIMATE
+
+    @functools.cached_property
+    def _estimate(self) -> int:
         found = re.search(r'"estimated_cycles":"(\d+)"', self.line)
         return int(found[1]) if found else 0
 

@@ -50,6 +50,6 @@ def _cells(r: dict[str, Any]) -> list[str]:
         r["config"] + name, f"{r['slice']} `{r['topology']}`", r["mesh"], _rows(r), "yes" if r["fits"] else "**no**",
         f"{r['total'] / GIB:.1f} of {r['memory'] / GIB:.1f}", moved,
         f"{r['model_flops'] / 1e15:.1f}" if r["model_flops"] else "",
-        *(f"{seconds[n]:.3g}" if seconds else "" for n in ("plan", "kernels", "exposed", "mxu", "hbm", "ici")),
+        *(f"{seconds[n]:.3g}" if n in seconds else "" for n in ("plan", "kernels", "exposed", "mxu", "hbm", "ici")),
         speed.get("bound_by", ""), f"{speed['mfu']:.0%}" if "mfu" in speed else "",
     ]  # fmt: skip

@@ -90,25 +90,30 @@ def _branches(text: str, tower: float) -> hlo.Share:
 
 
 def speed(program: Program, of: Compiled, where: Slice) -> dict[str, Any]:
-    """The bill in cycles and the roofline in seconds, of one run on one chip; nothing for a chip that is not listed."""
+    """The bill in cycles and the roofline in seconds, of one run on one chip; nothing for a chip that is not listed.
+
+    Where the compiler has no estimate of some instructions, `unpriced` of them, there is no bill, plan or MFU.
+    """
     kind = where.devices[0].device_kind
     if not of.text or kind not in roofline.CHIPS:
         return {}
     share = _branches(of.text, program.tower)
-    by_part = bill.by_part(costs(of.text, program.tower))
+    unpriced = bill.unpriced(of.text)
+    by_part = {} if unpriced else bill.by_part(costs(of.text, program.tower))
     kernels = [
         (k, k.pairs(causal=k.part.startswith("decoder"), segment=program.segments.get(k.part.partition(" ")[0])))
         for k in arithmetic.kernels(of.text, share)
     ]
     found = roofline.roofline(
         kind, roofline.sizes(where.name), program.devices, kernels=kernels, model_flops=program.flops,
-        cycles=sum(here[name] for here in by_part.values() for name in bill.PASSES),
+        cycles=None if unpriced else sum(here[name] for here in by_part.values() for name in bill.PASSES),
         products=arithmetic.products(of.text, share), hbm_bytes=traffic.hbm_bytes(of.text, share),
         moved=collectives.collectives(of.text),
     )  # fmt: skip
     seconds = {name: float(f"{value:.4g}") for name, value in dataclasses.asdict(found).items() if value is not None}
     shares = {name: round(value, 4) for name, value in (("mfu", found.mfu), ("roof", found.roof)) if value is not None}
-    return {"bill": by_part, "seconds": seconds, **shares, "bound_by": found.bound_by}
+    cycles = {"unpriced": unpriced} if unpriced else {"bill": by_part}
+    return {**cycles, "seconds": seconds, **shares, "bound_by": found.bound_by}
 
 
 def row(name: str, program: Program, of: Compiled, where: Slice, shown: dict[str, Any]) -> dict[str, Any]:
@@ -156,7 +161,13 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 def shown_bill(r: dict[str, Any]) -> str:
     """A record's bill: 1e9 cycles by part and pass, of them in matrix products, then the roofline in seconds."""
     speed = r["speed"]
-    by_part, seconds = speed["bill"], speed["seconds"]
+    seconds = speed["seconds"]
+    text = [f"{r['config']}, {r['program']}, {r['slice']} ({r['topology']})"]
+    units = ", ".join(f"{name.upper()} {seconds[name]:.3g} s" for name in ("mxu", "hbm", "ici"))
+    if "unpriced" in speed:
+        text.append(f"no plan: the compiler has no estimate of {speed['unpriced']:,} instructions; {units}")
+        return "\n".join(text)
+    by_part = speed["bill"]
     names = (*bill.PASSES, "products")
     total = {n: sum(here[n] for here in by_part.values()) for n in names}
     shown = lambda cycles: f"{cycles / 1e9:.3g}" if cycles else ""  # noqa: E731
@@ -164,11 +175,10 @@ def shown_bill(r: dict[str, Any]) -> str:
     for part, here in (*by_part.items(), ("all but kernels", total)):
         lines.append((part, *(shown(here[n]) for n in names), shown(sum(here[n] for n in bill.PASSES))))
     width = max(len(each[0]) for each in lines)
-    text = [f"{r['config']}, {r['program']}, {r['slice']} ({r['topology']})"]
     text += ["  ".join([each[0].ljust(width), *(cell.rjust(8) for cell in each[1:])]) for each in lines]
     plan = f"plan {seconds['plan']:.3g} s, of it kernels at the peak {seconds['kernels']:.3g} s and collectives that "
     plan += f"nothing hides {seconds['exposed']:.3g} s; "
-    text.append(plan + ", ".join(f"{name.upper()} {seconds[name]:.3g} s" for name in ("mxu", "hbm", "ici")))
+    text.append(plan + units)
     if "mfu" in speed:
         text[-1] += f"; MFU at most {speed['mfu']:.1%} by the plan, {speed['roof']:.1%} by {speed['bound_by']}"
     return "\n".join(text)

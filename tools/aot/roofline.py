@@ -49,10 +49,10 @@ def links(sizes: Sequence[int], chip: Chip) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Roofline:
-    """Seconds of one run. plan: the compiler's cycles, kernels and exposed collectives; useful: model FLOPs at the peak
-    (None where they are not counted)."""
+    """Seconds of one run. plan: the compiler's cycles, kernels and exposed collectives (None where it has no cycles);
+    useful: model FLOPs at the peak (None where they are not counted)."""
 
-    plan: float
+    plan: float | None
     kernels: float
     exposed: float
     mxu: float
@@ -69,7 +69,7 @@ class Roofline:
     @property
     def mfu(self) -> float | None:
         """The bound that the plan sets on model FLOPs utilisation."""
-        return None if self.useful is None else self.useful / self.plan
+        return None if self.useful is None or self.plan is None else self.useful / self.plan
 
     @property
     def roof(self) -> float | None:
@@ -78,7 +78,7 @@ class Roofline:
 
 
 def roofline(
-    kind: str, topology: Sequence[int], devices: int, *, cycles: float, products: float,
+    kind: str, topology: Sequence[int], devices: int, *, cycles: float | None, products: float,
     kernels: Sequence[tuple[Kernel, float]], hbm_bytes: float, moved: Sequence[Collective], model_flops: float | None,
 ) -> Roofline:  # fmt: skip
     """kernels: each with the pairs (query, key) that a head computes a call; model_flops: of all devices together."""
@@ -89,7 +89,8 @@ def roofline(
     speed = links(topology, chip) * chip.link
     exposed = sum(size for c, size in sent if c.exposed) / speed
     return Roofline(
-        plan=cycles / chip.clock + inside + exposed, kernels=inside, exposed=exposed, mxu=products / peak + inside,
+        plan=None if cycles is None else cycles / chip.clock + inside + exposed, kernels=inside, exposed=exposed,
+        mxu=products / peak + inside,
         hbm=hbm_bytes / chip.hbm, ici=sum(size for _, size in sent) / speed,
         useful=None if model_flops is None else model_flops / (peak * devices),
     )  # fmt: skip
