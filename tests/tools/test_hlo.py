@@ -201,8 +201,8 @@ def test_a_bill_is_by_part_of_the_network_and_by_pass():
 
 
 def test_a_program_with_instructions_that_have_no_estimate_has_no_plan():
-    """libtpu writes 2^64 less a few for what its cost model of tpu7x does not know: 1.8e12 s of a step."""
-    unknown = NETWORK.replace('"5000"', '"18446744073709551614"').replace('"800"', '"18446744073709551615"')
+    """libtpu writes 2^63 - 1 for what its cost model of tpu7x does not know: the sum was 1.8e12 s a step."""
+    unknown = NETWORK.replace('"5000"', '"9223372036854775807"').replace('"800"', '"9223372036854775807"')
     assert bill.unpriced(unknown) == 2
     assert bill.by_part(bill.costs(unknown, tower)) == {
         "tower attention": {"forward": 1000, "again": 0, "backward": 0, "products": 0},

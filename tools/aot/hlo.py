@@ -16,8 +16,8 @@ _INSTRUCTION = re.compile(
 _CALLS = re.compile(r"(?:calls|to_apply|body|true_computation|false_computation)=%?([\w.-]+)")
 _BRANCHES = re.compile(r"(?:branch_computations|called_computations)=\{([^}]*)\}")
 _EITHER = re.compile(r"true_computation=%?([\w.-]+), false_computation=%?([\w.-]+)")
-# Where libtpu 0.0.42.1 has no estimate, as often on tpu7x, it writes a negative number, 2^64 less a few.
-_NO_ESTIMATE = 2**63
+# What libtpu 0.0.42.1 writes where it has no estimate: of copies and gathers that tpu7x's sparse cores do.
+_NO_ESTIMATE = 2**63 - 1
 _WHILE = re.compile(r" while\(.*condition=%?([\w.-]+), body=%?([\w.-]+)")
 
 

@@ -17,7 +17,8 @@ attention kernels at the peak of the matrix unit and collectives that nothing hi
 it, these two). MXU, HBM, ICI: seconds that each unit is busy at its published peak. MFU: at most, by the plan; real
 attention kernels reach 36 to 60 % of the peak. Rows: "64 in 4 of 16,384" are packs of so many tokens in four
 micro-batches; an item of the others is a prompt of so many tokens. (+): compiled at an earlier commit, without the
-options of today: of these only the memory is said.
+options of today: of these only the memory is said. Of copies and gathers that tpu7x leaves to its sparse cores the
+compiler has no estimate, so there is no plan.
 """
 COLUMNS = ("program", "slice", "mesh", "rows", "fits", "GiB", "moved", "PFLOP", "plan", "kernels", "exposed", "MXU",
            "HBM", "ICI", "busiest", "MFU")  # fmt: skip
