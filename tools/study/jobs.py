@@ -21,7 +21,7 @@ STAGES = ("convert", "train", "evaluate", "audit")
 class Job:
     """One command, a program and its arguments. after: names of jobs that come first; made: folders or files of its
     own; seconds: expected, of one core; key: of all that the result depends on; steps: (metrics file, how many) of a
-    training run."""
+    training run; programs: jobs with the same text compile the same programs, or nearly."""
 
     name: str
     stage: str
@@ -31,6 +31,7 @@ class Job:
     seconds: float
     key: str
     steps: tuple[Path, int] | None = None
+    programs: str = ""
 
 
 def jobs(config: ConfigDict, workdir: Path) -> list[Job]:
@@ -87,8 +88,9 @@ class _Study:
         share = 0.4 if run.config == "d_lvr" else 1.0
         seconds = steps * c.seconds.step * share + (c.seconds.compile if steps else 0)
         return self._job(
-            f"train {run.name}", "train", command, after, place, seconds, (place / "metrics.jsonl", steps)
-        )
+            f"train {run.name}", "train", command, after, place, seconds, (place / "metrics.jsonl", steps),
+            programs=f"train {run.config}"
+        )  # fmt: skip
 
     def _evaluation(self, run: Run) -> Job:
         c, output = self.config, run.folder / "digit_search.jsonl"
@@ -99,7 +101,8 @@ class _Study:
         ]  # fmt: skip
         if run.config in TEXT_ONLY:
             command += ["--system", "none"]
-        return self._job(f"evaluate {run.name}", "evaluate", command, [f"train {run.name}"], output, c.seconds.evaluate)
+        return self._job(f"evaluate {run.name}", "evaluate", command, [f"train {run.name}"], output, c.seconds.evaluate,
+                         programs=f"evaluate {run.system}")  # fmt: skip
 
     def _audit(self, run: Run) -> Job:
         place = run.folder / "audit"
@@ -107,16 +110,20 @@ class _Study:
         command = ["prism.py", "--config", "configs/prism.py" + (":light" if light else ""), "--workdir", place,
                    "--noprogress", *_flags(prism_settings(self.config, run))]  # fmt: skip
         seconds = self.config.seconds.light if light else self.config.seconds.audit
-        return self._job(f"audit {run.name}", "audit", command, [f"train {run.name}"], place, seconds)
+        programs = f"{'light' if light else 'full'} audit {run.system}"
+        return self._job(
+            f"audit {run.name}", "audit", command, [f"train {run.name}"], place, seconds, programs=programs
+        )
 
-    def _job(self, name, stage, command, after, made, seconds, steps=None, content="") -> Job:
+    def _job(self, name, stage, command, after, made, seconds, steps=None, content="", programs="") -> Job:
         """content: a digest of what the command reads besides configs and what earlier jobs made."""
         program, *arguments = map(str, command)
         text = [program, *(a.replace(str(self.workdir), "WORKDIR") for a in arguments)]
         known = [self.rules, content, text, [self.keys[each] for each in after]]
         self.keys[name] = hashlib.sha256(json.dumps(known).encode()).hexdigest()
         full = (str(TOOLS / program), *arguments)
-        return Job(name, stage, full, tuple(after), made, seconds + self.config.seconds.start, self.keys[name], steps)
+        return Job(name, stage, full, tuple(after), made, seconds + self.config.seconds.start, self.keys[name], steps,
+                   programs)  # fmt: skip
 
 
 def _conversion(base: Path) -> str:

@@ -92,6 +92,11 @@ class Run:
         return self.folder / "train" / "export"
 
     @property
+    def system(self) -> str:
+        """The latent system that it is decoded as."""
+        return importlib.import_module(f"configs.{self.config}").get_config("tiny").system.name
+
+    @property
     def scenes(self) -> dict:
         return {"split": "test", **SETTINGS[self.setting].scenes}
 

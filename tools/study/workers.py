@@ -56,6 +56,7 @@ class Workers:
         self.workdir, self.cores = workdir, _cores(count)
         self.running: list[_Running] = []
         self.idle: list[Worker] = []
+        self.compiled = {""}
 
     def run(self, jobs: Sequence[Job], progress: bool = True) -> None:
         """Raises JobFailed for the first job that fails, Stopped after SIGTERM or Ctrl-C; nothing is left running."""
@@ -63,6 +64,7 @@ class Workers:
         (self.workdir / "logs").mkdir(exist_ok=True)
         done = {job.name for job in jobs if self.is_done(job)}
         waiting = [job for job in jobs if job.name not in done]
+        self.compiled |= {job.programs for job in jobs if job.name in done}
         if not waiting:
             return
         self._asked = None
@@ -75,10 +77,7 @@ class Workers:
                     raise Stopped(f"stopped by {signal.Signals(self._asked).name}; the same command goes on from here")
                 self._settle(done, forecast)
                 for core in [c for c in self.cores if c not in {r.worker.core for r in self.running}]:
-                    ready = [job for job in waiting if set(job.after) <= done]
-                    if ready:
-                        # Long jobs that others wait for come first, so that no core is idle at the end.
-                        job = max(ready, key=lambda j: _needed(j, waiting))
+                    if job := self._next([job for job in waiting if set(job.after) <= done], waiting):
                         waiting.remove(job)
                         self._start(job, core)
                 share, left = forecast.look(done, self.running)
@@ -93,6 +92,13 @@ class Workers:
             bar.close()
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+    def _next(self, ready: Sequence[Job], waiting: Sequence[Job]) -> Job | None:
+        """Long jobs that others wait for come first, so that no core is idle at the end; before them those that need
+        not compile what another core is just compiling, as later it is loaded, in a quarter of the time of an audit."""
+        compiling = {r.job.programs for r in self.running} - self.compiled
+        apart = [job for job in ready if job.programs not in compiling]
+        return max(apart or ready, key=lambda job: _needed(job, waiting), default=None)
 
     def forecast(self, jobs: Sequence[Job]) -> str:
         """How long these will take, before anything is known of this machine."""
@@ -162,6 +168,7 @@ class Workers:
             seconds = time.monotonic() - each.began
             self._write(each.job, done=True, seconds=round(seconds, 1), processor_seconds=round(end.processor, 1))
             done.add(each.job.name)
+            self.compiled.add(each.job.programs)
             forecast.learn(each.job, seconds)
 
     def _ask(self, number, frame) -> None:
