@@ -13,8 +13,8 @@ from lvr_jax.files.shipped import TOOLS, experiments
 
 # In the order of a first hour. What looks after the code itself (bench, make_tiny) is at home in the checkout.
 PROGRAMS = (
-    "reproduce", "ask", "playground", "convert", "inspect_data", "train", "evaluate", "prism", "compile_check",
-    "doctor", "check_golden",
+    "reproduce", "ask", "playground", "convert", "inspect_data", "train", "evaluate", "prism", "transplant",
+    "compile_check", "doctor", "check_golden",
 )  # fmt: skip
 
 
