@@ -3,6 +3,7 @@
     python tools/reproduce.py --workdir runs/reproduce
     python tools/reproduce.py --workdir runs/three_seeds --config.seeds="(0, 1, 2)"
     python tools/reproduce.py --workdir runs/reproduce --config.only=audit,report
+    python tools/reproduce.py --config configs/full_study.py --workdir runs/full_study
 
 From the tiny checkpoint that ships with the project: the paper's five variants, baselines, and the two controls that
 the paper lacks (configs/reproduce.py says which). What is done is kept: the same command goes on where it was stopped,
@@ -28,6 +29,7 @@ from lvr_jax.command.arguments import parser
 from lvr_jax.files.lock import locked
 from lvr_jax.prism.experiment import BAD_INPUT
 from study import jobs as study
+from study.blocks import Blocks
 from study.summary import headline, write_report
 from study.workers import JobFailed, Stopped, Workers
 
@@ -63,7 +65,9 @@ def reproduce(config, workdir: Path) -> None:
     if config.workers < 0:
         raise ValueError(f"workers is {config.workers}, expected 0 (one a core) or more")
     began = time.monotonic()
-    every, workers = study.jobs(config, workdir), Workers(workdir, config.workers)
+    blocks = Blocks(config, workdir) if "blocks" in config else None
+    every = study.jobs(config, workdir, blocks.finished() if blocks else ())
+    workers = Workers(workdir, config.workers)
     todo = [job for job in every if job.stage in wanted]
     missing = [job for job in todo if not workers.is_done(job)]
     made = {job.name for job in todo} | {job.name for job in every if workers.is_done(job)}
@@ -74,10 +78,13 @@ def reproduce(config, workdir: Path) -> None:
         say(f"{len(todo) - len(missing)} of {len(todo)} jobs are done already; {workers.forecast(missing)}")
     else:
         say("nothing to train or measure")
-    workers.run(todo, PROGRESS.value)
+    if blocks:
+        blocks.run(todo, every, workers, PROGRESS.value)
+    else:
+        workers.run(todo, PROGRESS.value)
     if "report" in wanted:
         say("report")
-        page, table = write_report(config, workdir)
+        page, table = blocks.report() if blocks else write_report(config, workdir)
         print(headline(table))
         print(f"{page}  ({(time.monotonic() - began) / 60:.1f} minutes)")
 

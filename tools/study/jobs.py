@@ -1,27 +1,31 @@
 """Lists the programs that make up the study, and what each of them needs first: commands that a person would type."""
 
 import dataclasses
-import hashlib
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from configs import prism as prism_config
 from configs.prism import LIGHT
-from lvr_jax.files.shipped import CONFIGS, TOOLS
+from lvr_jax.files.shipped import ROOT, TOOLS
 from lvr_jax.prism.experiment import names
+from study.content import digest, experiment, folder_digest, read_of
 from study.runs import SETTINGS, TEXT_ONLY, Run, runs
 
 # What settings are compared by, besides the conditions of a light audit.
 COMPARED = "donor,norm_matched"
 STAGES = ("convert", "train", "evaluate", "audit")
+# Settings of an audit that say how it is done or shown: its numbers are the same with others.
+HANDLING = ("checkpoint", "names", "rows", "programs", "draws", "gallery", "report")
+
 
 @dataclasses.dataclass(frozen=True)
 class Job:
     """One command, a program and its arguments. after: names of jobs that come first; made: folders or files of its
     own; seconds: expected, of one core; key: of all that the result depends on; steps: (metrics file, how many) of a
-    training run; programs: jobs with the same text compile the same programs, or nearly."""
+    training run; programs: jobs with the same text compile the same programs, or nearly; run: name of the run that it
+    is done for; rank: jobs of a lower one come first."""
 
     name: str
     stage: str
@@ -32,72 +36,77 @@ class Job:
     key: str
     steps: tuple[Path, int] | None = None
     programs: str = ""
+    run: str = ""
+    rank: int = 0
 
 
-def jobs(config: ConfigDict, workdir: Path) -> list[Job]:
-    """All jobs, each after those that it needs."""
-    return list(_Study(config, workdir).jobs())
+def jobs(config: ConfigDict, workdir: Path, without: Collection[str] = ()) -> list[Job]:
+    """All jobs, each after those that it needs. without: names of runs that nothing is to be done for."""
+    return list(_Study(config, workdir, without).jobs())
 
 
 class _Study:
-    def __init__(self, config: ConfigDict, workdir: Path):
+    def __init__(self, config: ConfigDict, workdir: Path, without: Collection[str]):
         self.config, self.workdir = config, workdir
-        # The study's own config reaches jobs through their commands alone.
-        self.rules = _content([CONFIGS], ("reproduce.py",))
+        every = runs(config, workdir)
+        # A state of a run needs the run, whatever is known of the run itself.
+        needed = {run.whole.name for run in every if run.name not in without}
+        self.asked = [run for run in every if run.name not in without]
+        self.runs = [run for run in every if run.name not in without or run.name in needed]
         self.keys: dict[str, str] = {}
 
     def jobs(self) -> Iterator[Job]:
-        every = runs(self.config, self.workdir)
-        for base in dict.fromkeys(run.base for run in every):
+        for base in dict.fromkeys(run.base for run in self.runs):
             made = self._converted(base)
             command = ["convert.py", "to-flax", base, made, "--overwrite"]
-            yield self._job(_conversion(base), "convert", command, (), made, 0, content=_content([base]))
-        for run in every:
-            yield self._training(run)
-            yield self._evaluation(run)
-            if run.config not in TEXT_ONLY:
-                yield self._audit(run)
+            yield self._job(_conversion(base), "convert", command, (), made, 0, content=folder_digest(base))
+        asked = {run.name for run in self.asked}
+        for rank, run in enumerate(self.runs):
+            own = [self._training(run)]
+            if run.name in asked:
+                own.append(self._evaluation(run))
+                if run.config not in TEXT_ONLY:
+                    own.append(self._audit(run))
+            # Blocks are to be whole one after another; elsewhere what takes longest comes first.
+            rank = rank if "blocks" in self.config else 0
+            yield from (dataclasses.replace(job, run=run.name, rank=rank) for job in own)
 
     def _converted(self, base: Path) -> Path:
         return self.workdir / "bases" / base.name
 
     def _training(self, run: Run) -> Job:
-        c = self.config
-        settings = {
-            "init.checkpoint": self._converted(run.base), "seed": run.seed,
-            "steps": c.train.steps * SETTINGS[run.setting].longer,
-            "rows": c.train.rows, "held_out.every": 0, "log.progress": False, "log.tensorboard": False, **run.fields(),
-        }  # fmt: skip
-        if run.config == "base":
-            settings["steps"] = 0
-        steps = settings["steps"]
-        # Five checkpoints a run, so that D-LVR can fork the baseline at three fifths.
-        settings["checkpoint.every"] = max(steps // 5, 1)
-        after = [_conversion(run.base)]
-        if run.config == "d_lvr":
-            parent = dataclasses.replace(run, config="lvr")
-            settings["init.fork_from"] = parent.folder / "train"
+        c, settings = self.config, training_settings(self.config, run)
+        read = read_of(experiment(run, settings))
+        place = {"init.checkpoint": self._converted(run.base)}
+        after, steps, left = [_conversion(run.base)], settings["steps"], settings["steps"]
+        forked = run.config == "d_lvr" and c.get("fork", True)
+        if run.at is not None or forked:
+            parent = run.whole if run.at is not None else dataclasses.replace(run, config="lvr")
+            place["init.fork_from"] = parent.folder / "train"
             after.append(f"train {parent.name}")
             if after[-1] not in self.keys:
+                where = f"blocks.{run.blocks[0]}" if run.blocks else f"runs.{run.setting}"
                 raise ValueError(
-                    f"runs.{run.setting} names {run.variant!r} before {parent.variant!r}, expected {parent.variant} "
+                    f"{where} names {run.variant!r} before {parent.variant!r}, expected {parent.variant} "
                     "first: it is forked from it"
                 )
-        place = run.folder / "train"
-        command = ["train.py", "--config", f"configs/{run.config}.py:tiny", "--workdir", place, *_flags(settings)]
-        share = 0.4 if run.config == "d_lvr" else 1.0
-        seconds = steps * c.seconds.step * share + (c.seconds.compile if steps else 0)
+            # A state is its run's checkpoint of that step, exported: a fork without a step of its own.
+            left = 0.4 * steps if run.at is None else 0
+        folder = run.folder / "train"
+        flags = _flags({**place, **settings, **({} if run.at is None else {"steps": run.at, "init.fork_at": 1.0})})
+        command = ["train.py", "--config", f"configs/{run.config}.py:tiny", "--workdir", folder, *flags]
+        seconds = left * c.seconds.step + (c.seconds.compile if left else 0)
         return self._job(
-            f"train {run.name}", "train", command, after, place, seconds, (place / "metrics.jsonl", steps),
-            programs=f"train {run.config}"
+            f"train {run.name}", "train", command, after, folder, seconds,
+            (folder / "metrics.jsonl", steps) if run.at is None else None, read, f"train {run.config}"
         )  # fmt: skip
 
     def _evaluation(self, run: Run) -> Job:
         c, output = self.config, run.folder / "digit_search.jsonl"
         command = [
             "evaluate.py", "--checkpoint", run.checkpoint, "--benchmark", "digit_search", "--batch", 50, "--budget",
-            c.budget, "--output", output, "--protocol.max_new_tokens=48",
-            *(f"--benchmark.{name}={value}" for name, value in {"size": c.questions, **run.scenes}.items()),
+            budget(c, run), "--output", output, "--protocol.max_new_tokens=48",
+            *(f"--benchmark.{name}={value}" for name, value in scored(c, run).items()),
         ]  # fmt: skip
         if run.config in TEXT_ONLY:
             command += ["--system", "none"]
@@ -106,24 +115,59 @@ class _Study:
 
     def _audit(self, run: Run) -> Job:
         place = run.folder / "audit"
-        light = is_light(self.config, run)
+        light, settings = is_light(self.config, run), prism_settings(self.config, run)
+        read = prism_config.get_config("light" if light else "").to_json_best_effort()
         command = ["prism.py", "--config", "configs/prism.py" + (":light" if light else ""), "--workdir", place,
-                   "--noprogress", *_flags(prism_settings(self.config, run))]  # fmt: skip
+                   "--noprogress", *_flags(settings)]  # fmt: skip
         seconds = self.config.seconds.light if light else self.config.seconds.audit
         programs = f"{'light' if light else 'full'} audit {run.system}"
         return self._job(
-            f"audit {run.name}", "audit", command, [f"train {run.name}"], place, seconds, programs=programs
-        )
+            f"audit {run.name}", "audit", command, [f"train {run.name}"], place, seconds, content=read,
+            programs=programs,
+        )  # fmt: skip
 
-    def _job(self, name, stage, command, after, made, seconds, steps=None, content="", programs="") -> Job:
-        """content: a digest of what the command reads besides configs and what earlier jobs made."""
+    def _job(self, name, stage, command, after, made, seconds, steps=None, content: object = "", programs="") -> Job:
+        """content: what the command reads besides its arguments and what earlier jobs made."""
         program, *arguments = map(str, command)
-        text = [program, *(a.replace(str(self.workdir), "WORKDIR") for a in arguments)]
-        known = [self.rules, content, text, [self.keys[each] for each in after]]
-        self.keys[name] = hashlib.sha256(json.dumps(known).encode()).hexdigest()
+        text = [program, *(a.replace(str(self.workdir), "WORKDIR").replace(str(ROOT), "ROOT") for a in arguments)]
+        self.keys[name] = digest([content, text, [self.keys[each] for each in after]])
         full = (str(TOOLS / program), *arguments)
         return Job(name, stage, full, tuple(after), made, seconds + self.config.seconds.start, self.keys[name], steps,
                    programs)  # fmt: skip
+
+
+def training_settings(config: ConfigDict, run: Run) -> dict:
+    """What differs from the run's config besides paths."""
+    steps = config.train.steps * SETTINGS[run.setting].longer
+    settings = {
+        "seed": run.seed, "steps": steps, "rows": config.train.rows, "held_out.every": 0, "log.progress": False,
+        "log.tensorboard": False, **run.fields(),
+    }  # fmt: skip
+    if run.config == "base":
+        settings["steps"] = 0
+    # Five checkpoints a run, so that D-LVR can fork the baseline at three fifths.
+    settings["checkpoint.every"] = max(settings["steps"] // 5, 1)
+    return settings
+
+
+def scored(config: ConfigDict, run: Run) -> dict:
+    """The questions that accuracy is of, as options of the benchmark."""
+    return {"size": config.questions, **run.scenes}
+
+
+def budget(config: ConfigDict, run: Run) -> int:
+    """Latents a block: the study's, else those that the run was trained for."""
+    return config.budget or experiment(run, {}).system.budget
+
+
+def result_key(config: ConfigDict, run: Run) -> str:
+    """Of all that the run's result depends on, wherever and with whatever it is made."""
+    audit = {name: value for name, value in prism_settings(config, run).items() if name not in HANDLING}
+    return digest({
+        "base": folder_digest(run.base), "training": read_of(experiment(run, training_settings(config, run))),
+        "seed": run.seed, "at": run.at, "questions": scored(config, run), "budget": budget(config, run),
+        "audit": None if run.config in TEXT_ONLY else audit, "light": is_light(config, run),
+    })  # fmt: skip
 
 
 def _conversion(base: Path) -> str:
@@ -132,20 +176,20 @@ def _conversion(base: Path) -> str:
 
 def is_light(config: ConfigDict, run: Run) -> bool:
     """Whether its audit is `configs/prism.py:light`."""
-    return run.setting in names(config.light)
+    return "blocks" in config or run.setting in names(config.light)
 
 
 def prism_settings(config: ConfigDict, run: Run) -> dict:
     """What differs from configs/prism.py, or from `configs/prism.py:light`."""
-    if unknown := set(names(config.light)) - set(SETTINGS):
+    if unknown := set(names(config.get("light", ""))) - set(SETTINGS):
         raise ValueError(f"light has {sorted(unknown)[0]!r}, expected some of {', '.join(SETTINGS)}")
-    own = {"conditions.names": f"{LIGHT},{COMPARED}"} if is_light(config, run) else {
+    own = {"conditions.names": config.get("conditions", f"{LIGHT},{COMPARED}")} if is_light(config, run) else {
         "conditions.sigmas": tuple(config.sigmas), "conditions.per_latent": "step_mean"
     }  # fmt: skip
     scenes = ", ".join(f"{name}={value!r}" for name, value in {"size": config.audited, **run.scenes}.items())
     return {
         "checkpoint": run.checkpoint, "names": run.name, "benchmark": "digit_search", "options": scenes,
-        "switches": "max_new_tokens=48", "budget": config.budget, "rows": 50, "programs": 1,
+        "switches": "max_new_tokens=48", "budget": budget(config, run), "rows": 50, "programs": 1,
         "alignment.latents": 16, "alignment.count": config.audited, "draws": config.draws, "gallery": 2,
         "report": False, **own,
     }  # fmt: skip
@@ -153,13 +197,3 @@ def prism_settings(config: ConfigDict, run: Run) -> dict:
 
 def _flags(settings: dict) -> list[str]:
     return [f"--config.{name}={value}" for name, value in settings.items()]
-
-
-def _content(folders: list[Path], without: Sequence[str] = ()) -> str:
-    found = hashlib.sha256()
-    for folder in folders:
-        for path in sorted(p for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts):
-            if path.name in without:
-                continue
-            found.update(path.name.encode() + path.read_bytes())
-    return found.hexdigest()

@@ -5,6 +5,11 @@ An entry of `runs.SETTING` is a file of configs/ and any axes, with commas betwe
     runs.plain = "sft, lvr, lvr lambda=0|0.01|1 seed=0|1, lvr base=tiny_one_offset steps=600"
 
 An axis is one of AXES or any field of the experiment's config (`objective.noise=0.3`).
+
+A study may have `blocks` instead, named groups of such lists with the setting before each: a run that several blocks
+ask for, in whatever words, is one run of all of them.
+
+    blocks.variants = "plain: lvr, n_lvr noise=0.3|1; bottleneck: lvr lambda=0|0.1"
 """
 
 import ast
@@ -45,16 +50,20 @@ SETTINGS = {
         {"mask_box": True},
     ),
 }
-# Short names of what runs differ by: the field of the config, and the field's value for an axis's.
+# Short names of what runs differ by: the fields of the config that a value sets.
 AXES = {
-    "lambda": ("reconstruction.points", lambda value: ((0.0, float(value)),)),
-    "target": ("objective.target", str),
-    "route": ("objective.route", str),
-    "noise": ("objective.noise", float),
-    "steps": ("steps", int),
-    "peak": ("optimizer.peak", float),
+    "lambda": lambda value: {"reconstruction.points": ((0.0, float(value)),)},
+    # D-LVR's end of the reconstruction loss, as a share of the run.
+    "until": lambda value: {"reconstruction.points": ((0.0, 0.1), (float(value), 0.0)), "init.fork_at": float(value)},
+    "target": lambda value: {"objective.target": value},
+    "route": lambda value: {"objective.route": value},
+    "noise": lambda value: {"objective.noise": float(value)},
+    "steps": lambda value: {"steps": int(value)},
+    "peak": lambda value: {"optimizer.peak": float(value)},
 }
-BASE, SEED = "base", "seed"     # axes too: a checkpoint in lvr_jax/assets, and the training's seed
+# Axes too: a checkpoint in lvr_jax/assets, the training's seed, and the step whose state is looked at, if it is not the
+# last one.
+BASE, SEED, AT = "base", "seed", "at"
 # Runs without latents: there is nothing to audit, and their replies are ordinary text.
 TEXT_ONLY = ("base", "sft", "sft_markers")
 
@@ -62,7 +71,7 @@ TEXT_ONLY = ("base", "sft", "sft_markers")
 @dataclasses.dataclass(frozen=True)
 class Run:
     """One trained checkpoint. config: name of a file in configs/; axes: (name, value as written) in order of names;
-    base: folder of the checkpoint that it starts from; workdir: of the study."""
+    base: folder of the checkpoint that it starts from; workdir: of the study; blocks: that ask for it."""
 
     setting: str
     config: str
@@ -70,6 +79,7 @@ class Run:
     seed: int
     base: Path
     workdir: Path
+    blocks: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -86,6 +96,20 @@ class Run:
         """Of all that belongs to the run."""
         slug = re.sub(r"[^a-z0-9_.]+", "-", self.variant.lower()).strip("-")
         return self.workdir / "runs" / (f"{slug}-{self.seed}" if self.seed else slug)
+
+    @property
+    def at(self) -> int | None:
+        """The step whose state is looked at; None: the last one."""
+        return int(dict(self.axes)[AT]) if AT in dict(self.axes) else None
+
+    @property
+    def whole(self) -> "Run":
+        """The run that this one is a state of; itself, if it is the last one."""
+        return dataclasses.replace(self, axes=tuple(axis for axis in self.axes if axis[0] != AT))
+
+    @property
+    def trained_in(self) -> Path:
+        return self.whole.folder / "train"
 
     @property
     def checkpoint(self) -> Path:
@@ -105,22 +129,38 @@ class Run:
         config = importlib.import_module(f"configs.{self.config}").get_config("tiny")
         found = dict(SETTINGS[self.setting].fields)
         for axis, text in self.axes:
-            if axis == BASE:
-                continue
-            field, value_of = AXES.get(axis, (axis, _literal))
-            try:
-                found[field] = value_of(text)
-            except ValueError:
-                raise ValueError(f"{self.variant}: {axis} is {text!r}, expected a number") from None
-        if "reconstruction.points" in found and len(config.reconstruction.points) > 1:
+            if axis not in (BASE, AT):
+                found.update(self._fields_of(axis, text))
+        if "lambda" in dict(self.axes) and len(config.reconstruction.points) > 1:
             raise ValueError(f"{self.variant}: configs/{self.config}.py schedules lambda, expected no such axis")
         for field in found:
             _require(config, field, f"{self.variant}: configs/{self.config}.py")
         return found
 
+    def _fields_of(self, axis: str, text: str) -> dict[str, Any]:
+        try:
+            return AXES[axis](text) if axis in AXES else {axis: _literal(text)}
+        except ValueError:
+            raise ValueError(f"{self.variant}: {axis} is {text!r}, expected a number") from None
+
+    def plainest(self) -> "Run":
+        """The same run without axes that say what holds anyway."""
+        config = importlib.import_module(f"configs.{self.config}").get_config("tiny")
+        setting = SETTINGS[self.setting]
+        usual = {**config.to_dict(), **setting.fields}
+        holds = lambda name: usual[name] if name in usual else _require(config, name, self.variant)  # noqa: E731
+        kept = [
+            (axis, text) for axis, text in self.axes
+            if axis in (BASE, AT) or any(holds(name) != value for name, value in self._fields_of(axis, text).items())
+        ]  # fmt: skip
+        return dataclasses.replace(self, axes=tuple(kept))
+
 
 def runs(config: ConfigDict, workdir: Path) -> list[Run]:
-    """All runs of a study; ValueError for one that cannot be, or that is asked for twice."""
+    """All runs of a study; ValueError for one that cannot be, or that is asked for twice. Of a study in blocks in the
+    order of blocks, so that they are whole one after another."""
+    if "blocks" in config:
+        return _of_blocks(config, workdir)
     if unknown := set(config.runs) - set(SETTINGS):
         raise ValueError(f"runs.{sorted(unknown)[0]}: no such setting, expected {', '.join(SETTINGS)}")
     found: dict[Path, Run] = {}
@@ -137,19 +177,48 @@ def runs(config: ConfigDict, workdir: Path) -> list[Run]:
     return sorted(found.values(), key=lambda run: run.seed)
 
 
-def _combinations(entry: str, setting: str, config: ConfigDict, workdir: Path) -> Iterator[Run]:
+def _of_blocks(config: ConfigDict, workdir: Path) -> list[Run]:
+    found: dict[Path, Run] = {}
+    if set(config.order) != set(config.blocks):
+        wrong = sorted(set(config.order) ^ set(config.blocks))[0]
+        raise ValueError(f"order and blocks do not name the same blocks: {wrong!r} is in one of them")
+    for block in config.order:
+        asked: dict[Path, Run] = {}
+        for part in filter(None, (part.strip() for part in config.blocks[block].split(";"))):
+            setting, colon, entries = part.partition(":")
+            if not colon or setting not in SETTINGS:
+                raise ValueError(f"blocks.{block} has {part!r}, expected SETTING: RUNS, a setting of "
+                                 f"{', '.join(SETTINGS)}")  # fmt: skip
+            for entry in filter(None, (entry.strip() for entry in entries.split(","))):
+                for run in _combinations(entry, setting, config, workdir, f"blocks.{block}"):
+                    run = run.plainest()
+                    if run.folder in asked:
+                        raise ValueError(f"blocks.{block} asks for {run.name!r} twice")
+                    asked[run.folder] = run
+        for folder, run in sorted(asked.items(), key=lambda item: item[1].seed):
+            before = found.get(folder, run)
+            found[folder] = dataclasses.replace(before, blocks=(*before.blocks, block))
+    if not found:
+        raise ValueError("blocks name nothing to train, expected at least one run")
+    return list(found.values())
+
+
+def _combinations(
+    entry: str, setting: str, config: ConfigDict, workdir: Path, where: str = ""
+) -> Iterator[Run]:
+    where = where or f"runs.{setting}"
     name, *words = entry.split()
     if not (CONFIGS / f"{name}.py").exists():
-        raise ValueError(f"runs.{setting} names {name!r}: there is no configs/{name}.py")
+        raise ValueError(f"{where} names {name!r}: there is no configs/{name}.py")
     axes: dict[str, list[str]] = {}
     for word in words:
         axis, equals, values = word.partition("=")
         if not equals or axis in axes or not all(values.split("|")):
-            raise ValueError(f"runs.{setting}: {entry!r} has {word!r}, expected AXIS=VALUE[|VALUE..] once")
+            raise ValueError(f"{where}: {entry!r} has {word!r}, expected AXIS=VALUE[|VALUE..] once")
         axes[axis] = values.split("|")
     seeds = axes.pop(SEED, [str(seed) for seed in config.seeds])
     if wrong := [seed for seed in seeds if not seed.isdigit()]:
-        raise ValueError(f"runs.{setting}: {entry!r} has seed {wrong[0]!r}, expected a whole number")
+        raise ValueError(f"{where}: {entry!r} has seed {wrong[0]!r}, expected a whole number")
     for seed in seeds:
         for values in itertools.product(*axes.values()):
             own = tuple(sorted(zip(axes, values)))
@@ -158,18 +227,20 @@ def _combinations(entry: str, setting: str, config: ConfigDict, workdir: Path) -
                 try:
                     base = inside(base.parent, other)
                 except ValueError as error:
-                    raise ValueError(f"runs.{setting}: {entry!r}: base {error}") from error
+                    raise ValueError(f"{where}: {entry!r}: base {error}") from error
             if not base.is_dir():
-                raise ValueError(f"runs.{setting}: {entry!r} has base {base.name!r}: there is no {base}")
+                raise ValueError(f"{where}: {entry!r} has base {base.name!r}: there is no {base}")
             yield Run(setting, name, own, int(seed), base, workdir)
 
 
-def _require(config: Mapping, field: str, where: str) -> None:
+def _require(config: Mapping, field: str, where: str) -> Any:
+    """The field's value."""
     node = config
     for part in field.split("."):
         if not isinstance(node, Mapping | ConfigDict) or part not in node:
             raise ValueError(f"{where} has no field {field!r}, expected a field, base, seed, {', '.join(AXES)}")
         node = node[part]
+    return node
 
 
 def _literal(text: str) -> Any:

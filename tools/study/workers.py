@@ -12,7 +12,7 @@ import select
 import shutil
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lvr_jax.files.json_io import JsonError, read_object
@@ -58,8 +58,15 @@ class Workers:
         self.idle: list[Worker] = []
         self.compiled = {""}
 
-    def run(self, jobs: Sequence[Job], progress: bool = True) -> None:
-        """Raises JobFailed for the first job that fails, Stopped after SIGTERM or Ctrl-C; nothing is left running."""
+    def run(
+        self, jobs: Sequence[Job], progress: bool = True, ended: Callable[[Job, JobFailed | None], bool] | None = None
+    ) -> None:
+        """Raises JobFailed for the first job that fails, Stopped after SIGTERM or Ctrl-C; nothing is left running.
+
+        ended: is told of every job's end, with its failure if it failed; where it answers True to one, the others go
+        on, without those that needed it.
+        """
+        self._ended = ended or (lambda job, failure: False)
         (self.workdir / "jobs").mkdir(parents=True, exist_ok=True)
         (self.workdir / "logs").mkdir(exist_ok=True)
         done = {job.name for job in jobs if self.is_done(job)}
@@ -75,7 +82,7 @@ class Workers:
             while waiting or self.running:
                 if self._asked:
                     raise Stopped(f"stopped by {signal.Signals(self._asked).name}; the same command goes on from here")
-                self._settle(done, forecast)
+                self._settle(done, forecast, waiting)
                 for core in [c for c in self.cores if c not in {r.worker.core for r in self.running}]:
                     if job := self._next([job for job in waiting if set(job.after) <= done], waiting):
                         waiting.remove(job)
@@ -94,11 +101,12 @@ class Workers:
                 signal.signal(number, handler)
 
     def _next(self, ready: Sequence[Job], waiting: Sequence[Job]) -> Job | None:
-        """Long jobs that others wait for come first, so that no core is idle at the end; before them those that need
-        not compile what another core is just compiling, as later it is loaded, in a quarter of the time of an audit."""
+        """Of equal rank, long jobs that others wait for come first, so that no core is idle at the end; before them
+        those that need not compile what another core is just compiling, as later it is loaded, in a quarter of the time
+        of an audit."""
         compiling = {r.job.programs for r in self.running} - self.compiled
         apart = [job for job in ready if job.programs not in compiling]
-        return max(apart or ready, key=lambda job: _needed(job, waiting), default=None)
+        return max(apart or ready, key=lambda job: (-job.rank, _needed(job, waiting)), default=None)
 
     def forecast(self, jobs: Sequence[Job]) -> str:
         """How long these will take, before anything is known of this machine."""
@@ -153,7 +161,7 @@ class Workers:
             worker.wait()
         return Worker(core, ROOT, self._environment(), log)
 
-    def _settle(self, done: set[str], forecast: "Forecast") -> None:
+    def _settle(self, done: set[str], forecast: "Forecast", waiting: list[Job]) -> None:
         ended, _, _ = select.select([r.worker.process.stdout for r in self.running], [], [], 0)
         for each in [r for r in self.running if r.worker.process.stdout in ended]:
             end = each.worker.result()
@@ -164,12 +172,29 @@ class Workers:
             if end.status:
                 log = self._log(each.job)
                 said = log.read_text(errors="replace").replace("\r", "\n").splitlines()[-SHOWN:]
-                raise JobFailed(f"{each.job.name} ended with status {end.status}; {log} ends:\n" + "\n".join(said))
+                failure = JobFailed(f"{each.job.name} ended with status {end.status}; {log} ends:\n" + "\n".join(said))
+                if not self._ended(each.job, failure):
+                    raise failure
+                self._drop(each.job.name, waiting)
+                continue
             seconds = time.monotonic() - each.began
             self._write(each.job, done=True, seconds=round(seconds, 1), processor_seconds=round(end.processor, 1))
             done.add(each.job.name)
             self.compiled.add(each.job.programs)
             forecast.learn(each.job, seconds)
+            self._ended(each.job, None)
+
+    def _drop(self, name: str, waiting: list[Job]) -> None:
+        """Takes what needs a job out of those that wait, and what needs that."""
+        for job in [job for job in waiting if name in job.after]:
+            if job in waiting:
+                waiting.remove(job)
+            self._drop(job.name, waiting)
+
+    def seconds(self, job: Job) -> dict[str, float]:
+        """What a finished job took: elapsed, and of a processor."""
+        held = read_object(self._mark(job))
+        return {"elapsed": held["seconds"], "processor": held["processor_seconds"]}
 
     def _ask(self, number, frame) -> None:
         self._asked = number

@@ -1,0 +1,77 @@
+"""What a run's result depends on, as one key: what is read of its configs, base and questions, and nothing else.
+
+A page, a comment, a field that training does not read, another study's config: none of them changes a key.
+"""
+
+import hashlib
+import importlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from study.runs import BASE, Run
+
+# What training reads of an experiment's config besides paths; logs, meshes, profiles and the like leave the result.
+READ = (
+    "steps", "rows", "accumulate", "mask_boxes", "frozen", "objective", "reconstruction", "own", "alignment",
+    "optimizer", "data", "system",
+)  # fmt: skip
+# Fields that came after results had been stored, with what they stand for where they are not named: a result of before
+# has the key of one that leaves them so.
+LATER: dict[str, Any] = {}
+
+
+def digest(known: object) -> str:
+    return hashlib.sha256(json.dumps(known, sort_keys=True, default=list).encode()).hexdigest()
+
+
+def folder_digest(folder: Path) -> str:
+    """Of names and contents of all files below a folder."""
+    found = hashlib.sha256()
+    for path in sorted(p for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts):
+        found.update(path.name.encode() + path.read_bytes())
+    return found.hexdigest()
+
+
+def experiment(run: Run, settings: Mapping[str, Any]) -> ConfigDict:
+    """The run's config with these settings; paths stay those of the config."""
+    config = importlib.import_module(f"configs.{run.config}").get_config("tiny")
+    for name, value in settings.items():
+        if not isinstance(value, Path):
+            *path, last = name.split(".")
+            node = config
+            for part in path:
+                node = node[part]
+            with node.ignore_type():
+                node[last] = value
+    return config
+
+
+def read_of(config: ConfigDict) -> dict[str, Any]:
+    """The part of an experiment's config that its result depends on."""
+    found = json.loads(config.to_json_best_effort())
+    part = {name: found[name] for name in READ}
+    for field, usual in LATER.items():
+        *path, last = field.split(".")
+        node = part
+        for name in path:
+            node = node[name]
+        if node.get(last) == usual:
+            del node[last]
+    return part
+
+
+def axes_of(run: Run, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What runs may differ by, resolved: whatever words asked for it."""
+    c = experiment(run, settings)
+    points = c.reconstruction.points
+    shares = [source.get("mask_box", False) for source in c.data.sources.values()]
+    return {
+        "lambda": points[0][1], "until": points[1][0] if len(points) > 1 else None,
+        "target": c.objective.target, "route": c.objective.route, "noise": c.objective.noise,
+        "attention": c.objective.attention, "feedback": c.objective.feedback, "template": c.data.template,
+        "steps": c.steps, "at": run.at or c.steps, "dark": float(max(shares)), BASE: run.base.name,
+    }  # fmt: skip
