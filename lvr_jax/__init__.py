@@ -25,6 +25,7 @@ _LAZY = {
     "Item": ("lvr_jax.api.questions", "Item"),
     "scenes": ("lvr_jax.api.questions", "scenes"),
     "Reply": ("lvr_jax.api.reply", "Reply"),
+    "Stream": ("lvr_jax.api.stream", "Stream"),
     "Sweep": ("lvr_jax.api.sweep", "Sweep"),
     "conditions": ("lvr_jax.api.conditions", None),
     "noise": ("lvr_jax.api.conditions", "noise"),

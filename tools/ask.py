@@ -5,9 +5,9 @@
     python tools/ask.py --checkpoint LVR-7B --image photo.jpg --question "What colour is the cup?" --options red,blue
 
 Without --image a generated scene is asked about, without --checkpoint the tiny one that ships with the package. The
-reply is printed when it is complete: prefill and reply are two compiled programs, which nothing leaves half-way. Then
-come, for each latent, the image token that it is nearest to and the words that the LM head reads in it, and a table of
-the answers under --conditions: names as audits use them (zero, donor, mean, oracle, noise=0.3, zero@0, ...).
+reply is printed while it is decoded, [latent 0] where a latent is fed. Then come, for each latent, the image token that
+it is nearest to and the words that the LM head reads in it, and a table of the answers under --conditions: names as
+audits use them (zero, donor, mean, oracle, noise=0.3, zero@0, ...).
 
 Exit status: 0 done, 1 failed, 2 bad input.
 """
@@ -16,6 +16,7 @@ import argparse
 import os
 import string
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import lvr_jax
@@ -33,7 +34,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--checkpoint", default=lvr_jax.TINY_LVR, metavar="DIR", help="Hugging Face or Orbax (default: tiny_lvr)")
     add("--image", action="append", metavar="FILE", help="a picture; again for a question about several")
     add("--question", metavar="TEXT", help="without options and instruction")
-    add("--options", metavar="A,B,..", help="texts of the options; none: an open question")
+    add("--options", metavar="A,B,..", help='texts of the options, "in quotes" where one has commas; none: open')
     add("--answer", metavar="TEXT", help="the right option, where it is known")
     add("--box", metavar="X0,Y0,X1,Y1", help="where the answer is, 0..1 of width and height: for oracle and wrong_box")
     add("--conditions", metavar="C,C,..", help="also answer under these")
@@ -70,13 +71,12 @@ def compile_for_one_question(checkpoint: str) -> None:
 
 def items_of(options: argparse.Namespace) -> list:
     """What is asked, first, and what donors and means are made of. Pictures are read here, before any weights."""
-    from lvr_jax.api.questions import Item, ItemError
+    from lvr_jax.api.questions import Item, ItemError, options_of
     from lvr_jax.data.images import load_image
 
-    split = lambda text: [part.strip() for part in text.split(",")]  # noqa: E731
-    choices = None if options.options is None else split(options.options)
+    choices = None if options.options is None else options_of(options.options)
     try:
-        box = [float(x) for x in split(options.box)] if options.box is not None else None
+        box = [float(x) for x in options.box.split(",")] if options.box is not None else None
     except ValueError:
         raise ItemError(f"--box is {options.box!r}, expected four numbers such as 0.1,0.2,0.4,0.5") from None
     scenes = [] if options.image else lvr_jax.scenes(options.scene + SCENES)[options.scene :]
@@ -108,7 +108,12 @@ def ask(options: argparse.Namespace) -> None:
     )  # fmt: skip
     print(f"{'model':10} {options.checkpoint}: {model.subject.spec.name}, {model.latents} latents a block")
     print(asked_of(items[0]), flush=True)
-    reply = model.ask(items[0])
+    stream = model.stream(items[0])
+    print(f"{'reply':10} ", end="", flush=True)
+    for text in indented(map(str, stream)):
+        print(text, end="", flush=True)
+    reply = stream.reply
+    print()
     print(shown(reply), flush=True)
     found = model.sweep(items, wanted) if wanted else None
     table = rows_of(found) if found else ""
@@ -122,14 +127,31 @@ def ask(options: argparse.Namespace) -> None:
 def asked_of(item) -> str:
     """The question and its lettered options as text."""
     choices = "".join(f"\n{'':11}({letter}) {text}" for letter, text in zip(string.ascii_uppercase, item.options or ()))
-    return f"{'question':10} {item.question.splitlines()[0]}{choices}"
+    question = item.question.split("\n(A)")[0] if choices else item.question
+    return f"{'question':10} {indent(question.strip())}{choices}"
+
+
+def indent(text: str) -> str:
+    """Lines after the first begin below it."""
+    return text.replace("\n", "\n" + " " * 11)
+
+
+def indented(pieces: Iterable[str]) -> Iterator[str]:
+    """The pieces of a text, indented; space at both ends is left out."""
+    held, begun = "", False
+    for piece in pieces:
+        text = held + piece
+        kept = text.rstrip()
+        held = text[len(kept) :]
+        kept = kept if begun else kept.lstrip()
+        if kept:
+            begun = True
+            yield indent(kept)
 
 
 def shown(reply) -> str:
-    """Reply, answer, attention, and a line a latent."""
-    count = iter(range(len(reply.is_latent)))
-    said = "".join(f"[latent {next(count)}]" if latent else text for text, latent in reply.pieces).strip()
-    lines = [f"{'reply':10} {said.replace(chr(10), chr(10) + ' ' * 11)}"]
+    """Answer, attention, and a line a latent."""
+    lines = []
     right = "" if reply.right is None else "  right" if reply.right else "  wrong"
     answer = " ".join(filter(None, (reply.letter, reply.content))) or "none that can be read"
     lines.append(f"{'answer':10} {answer}{right}" + "".join(
@@ -164,8 +186,15 @@ def rows_of(found) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
+    sys.stdout.reconfigure(errors="backslashreplace")       # where the terminal's encoding lacks a character
     try:
         ask(options)
+    except KeyboardInterrupt:
+        print("\nask: stopped", file=sys.stderr)
+        return 1
+    except BrokenPipeError:                                 # nobody reads on: `ask | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except OSError as error:
         print(f"ask: {' '.join(str(error).split())}", file=sys.stderr)
         return 1

@@ -46,6 +46,9 @@ class Audit:
     _found: experiment.Audited
     _folder: tempfile.TemporaryDirectory | None = None      # lives as long as this
 
+    def __repr__(self) -> str:
+        return f"Audit({', '.join(self.checkpoints)}; tables {', '.join(self.tables)})"
+
     @property
     def analyses(self) -> list[dict]:
         return list(self._found.analyses)

@@ -1,6 +1,6 @@
 """Conditions of a sweep: what is done to the latents before they are fed, by name, by constructor or by function.
 
-    "zero", "donor", "noise=0.3", "mean@0", "donor|latent_0:2"      names, as tables print them
+    "zero", "donor", "noise=0.3", "mean@0", "donor|latent_0:2"      NAMES, and what may follow them: see `condition`
     zero(), donor(), noise(0.3), only("mean", 0), patched("donor", "latent_0", 2)
     def halved(latents): return latents / 2                         [I, Z, D] -> [I, Z, D] of all items' clean latents
 
@@ -43,16 +43,24 @@ class Condition:
 
 Asked = str | Condition | Named | Function
 
+# Those that need no number.
+NAMES: tuple[str, ...] = ("clean", *NAMED)
 # By number: the name before "=", or before the "_" of tables.
 NUMBERED: dict[str, Callable[[float], Named]] = {
     "noise": engine.absolute_noise, "relative_noise": engine.relative_noise,
     "budget": lambda n: engine.budget(int(n)),
 }  # fmt: skip
+_GIVEN = "lvr_jax.conditions.condition(function, NAME)"
 _NUMBER = re.compile(rf"({'|'.join(NUMBERED)})[=_]([0-9.eE+-]+)")
 
 
 def condition(asked: Asked, name: str = "") -> Condition:
     """A condition of a name, a function, or one that is made already.
+
+        "noise=0.3", "relative_noise=0.1", "budget=2"   with a number
+        "zero@0,2"                                      on the first and the third latent of each block alone
+        "donor|latent_0:2"                              with the clean run's state put back at a position and layer
+        "donor+image_hidden"                            with an answer that does not see the image
 
     name: another name for tables. Raises ConditionError, which lists the names that there are.
     """
@@ -65,12 +73,12 @@ def condition(asked: Asked, name: str = "") -> Condition:
     elif callable(asked):
         called = name or getattr(asked, "__name__", "")
         if not called or called == "<lambda>":
-            raise ConditionError(f"condition {asked!r} has no name: expected condition(function, name)")
+            raise ConditionError(f"condition {asked!r} has no name: expected {_GIVEN}")
         if called == "clean" or called in SOURCES:
             raise ConditionError(f"condition {called!r}: a function of a name that is taken, expected another")
         return Condition(engine.replaced(called), asked)
     else:
-        raise ConditionError(f"condition {asked!r}: expected a name, a function or lvr_jax.conditions.NAME(...)")
+        raise ConditionError(f"condition {asked!r}: expected a name, a function or one of lvr_jax.conditions")
     return dataclasses.replace(made, record=dataclasses.replace(made.record, name=name)) if name else made
 
 
@@ -93,7 +101,7 @@ def _parsed(text: str) -> Named:
     except ConditionError:
         raise
     except (KeyError, ValueError):
-        known = ", ".join(["clean", *NAMED, *(f"{each}=NUMBER" for each in NUMBERED)])
+        known = ", ".join([*NAMES, *(f"{each}=NUMBER" for each in NUMBERED)])
         raise ConditionError(f"condition {text!r}: expected one of {known}, or one of these with @LATENT") from None
     return _patch(made, patch, text)
 
@@ -116,7 +124,7 @@ def resolve(asked: Sequence[Asked], item: Sequence[int], plan: Plan) -> tuple[li
     own = {c.record.source: computed(c.function, c.record.source, item, plan) for c in made if c.function is not None}
     for name in own:
         if len({id(c.function) for c in made if c.function is not None and c.record.source == name}) > 1:
-            raise ConditionError(f"two functions are named {name!r}, expected condition(function, name) for one")
+            raise ConditionError(f"two functions are named {name!r}, expected {_GIVEN} for one")
     return [c.record for c in made], {**SOURCES, **own}
 
 

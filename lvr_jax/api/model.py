@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,13 +15,16 @@ from lvr_jax.api.conditions import Asked as AskedCondition
 from lvr_jax.api.conditions import resolve
 from lvr_jax.api.questions import Asked, Item, Picture, Questions, is_one
 from lvr_jax.api.reply import Reply
+from lvr_jax.api.stream import Piece, Stream, pieces
 from lvr_jax.api.sweep import Sweep
 from lvr_jax.data.sample import DataError, Sample
+from lvr_jax.data.tokenizers import ChatTokenizer
 from lvr_jax.evaluation import protocol as protocols
 from lvr_jax.evaluation.protocol import Budget, Protocol
 from lvr_jax.evaluation.subject import BUDGET, PROMPTS, TEXT_ONLY, Subject, open_subject
 from lvr_jax.latents import sweep as engine
 from lvr_jax.latents.conditions import ConditionError, name_number
+from lvr_jax.latents.stream import stream
 from lvr_jax.latents.sweep import KEEP, Sweeper
 from lvr_jax.models.layers import Compute
 from lvr_jax.prism.measure import capture
@@ -30,6 +33,7 @@ from lvr_jax.prism.measure.items import Items, template_for
 DTYPES = ("float32", "bfloat16")
 ROWS = 8
 DEFAULT = ("zero", "mean", "donor")
+KEPT = (*KEEP, "blocks", "count")
 # Letters whose logits are kept: so many, or a multiple, that another number of options is no other program.
 _LETTERS = 8
 
@@ -99,6 +103,16 @@ class Model:
         return int(np.max(self.subject.plan(self.protocol).quota))
 
     @property
+    def tokenizer(self) -> ChatTokenizer:
+        """Encodes and decodes ids, such as `Reply.tokens`."""
+        return self.subject.tokenizer
+
+    @property
+    def positions(self) -> tuple[str, ...]:
+        """Names that `states` takes (what they are: prism.measure.capture)."""
+        return capture.position_names(self.latents)
+
+    @property
     def layers(self) -> int:
         """L, blocks of the decoder."""
         return self.subject.config.text.layers
@@ -106,22 +120,42 @@ class Model:
     def ask(
         self, image: Picture | Asked, question: str | None = None, options: Sequence[str] | None = None, **fields
     ) -> Reply:  # fmt: skip
-        """Asks one question about one picture, without any corruption.
+        """Asks one question about one picture, the latents as the model makes them.
 
             reply = model.ask("photo.jpg", "What colour is the cup?", options=["red", "blue"])
             reply.letter, reply.content, reply.latents.shape, reply.nearest[0][0].box
 
-        image: as in `Item`, or a whole Item or Sample alone; fields: further ones of `Item` (answer, box, id).
+        image: as in `Item`, or one whole item alone, as `sweep` takes it; fields: further ones of `Item` (answer, box).
         Raises ItemError or ImageError, one line, for what cannot be asked.
         """
-        whole = isinstance(image, Item | Sample) and question is None
-        item = image if whole else Item(image, question, options, **fields)
-        found = self._sweep([item], [], keep=(*KEEP, "blocks", "count", "attention@answer"), record=("attention",))
-        return found["clean"][0]
+        return self.stream(image, question, options, **fields).reply
+
+    def stream(
+        self, image: Picture | Asked, question: str | None = None, options: Sequence[str] | None = None, **fields
+    ) -> Stream:  # fmt: skip
+        """`ask`, read while it is decoded: an iterator of `Piece`s, texts and latents, whose `reply` is the whole.
+
+            stream = model.stream("photo.jpg", "What colour is the cup?", options=["red", "blue"])
+            for piece in stream:
+                print(piece, end="", flush=True)            # a latent prints as [latent 0]
+            stream.reply.letter
+
+        A latent comes when it is about to be fed, text when its last character is whole. Raises as `ask` does, at once.
+        """
+        whole = question is None and is_one(image)
+        items = self._items([image if whole else Item(image, question, options, **fields)])
+        (prompts,) = items.prompts()
+        sweeper = self._sweeper(items, keep=(*KEPT, "attention@answer"), record=("attention",))
+
+        def made() -> Generator[Piece, None, Reply]:
+            results = yield from pieces(stream(sweeper, prompts), self.subject.tokenizer.decode)
+            return sweeps.read(items, results, self.compute)["clean"][0]
+
+        return Stream(made())
 
     def sweep(
         self, items: Asked | Sequence[Asked], conditions: AskedCondition | Sequence[AskedCondition] = DEFAULT, *,
-        attention: bool = False, chunk: int | None = None,
+        attention: bool = False, chunk: int | None = None, progress: bool = False,
     ) -> Sweep:  # fmt: skip
         """Asks items under the clean pass and every condition, with one prefill an item.
 
@@ -131,34 +165,36 @@ class Model:
         items: one or a list, each an Item, a Sample, (image, question, options, answer, box) or a dict
         conditions: names, lvr_jax.conditions, or functions of the clean latents (see lvr_jax.conditions)
         attention: record attention shares of every reply, which takes memory; chunk: conditions at a time (default: as
-            many as fit)
+            many as fit); progress: show a bar
         Raises ItemError, ImageError, ConditionError or SourceError, one line each.
         """
         asked = [items] if is_one(items) else list(items)
         wanted = list(conditions) if isinstance(conditions, list | tuple) else [conditions]
         extra, record = (("attention@answer",), ("attention",)) if attention else ((), ())
-        return self._sweep(asked, wanted, keep=(*KEEP, "blocks", "count", *extra), record=record, chunk=chunk)
+        return self._sweep(asked, wanted, keep=(*KEPT, *extra), record=record, chunk=chunk,
+                           progress=progress)  # fmt: skip
 
     def states(
-        self, items: Asked | Sequence[Asked], position: str = "last_latent", layer: int | None = -1
-    ) -> np.ndarray:
+        self, items: Asked | Sequence[Asked], position: str = "last_latent", layer: int | None = -1, *,
+        progress: bool = False,
+    ) -> np.ndarray:  # fmt: skip
         """The decoder's states [I, D] (fp32) at one position of each item's clean reply, and one layer.
 
-        position: "latent_0", "last_latent", "h0", "answer", "answer_tag", "question", "image", ... (a mean over several
-        tokens; prism.measure.capture); layer: 0 is what is fed, l the output of block l, the last one after the final
+        position: one of `Model.positions`, such as "latent_0", "last_latent", "answer", "question" or "image" (of
+        several tokens the mean); layer: 0 is what is fed, l the output of block l, the last one after the final
         norm; None: all of them, [I, 1 + L, D]. An item without the position has NaN.
         Raises ConditionError for a position or a layer that does not exist, or if no item has the position.
         """
         asked = [items] if is_one(items) else list(items)
-        names, depth = capture.position_names(self.latents), self.layers
+        names, depth = self.positions, self.layers
         if position not in names:
             raise ConditionError(f"position {position!r} does not exist, expected one of {', '.join(names)}")
         if layer is not None and not -depth - 1 <= layer <= depth:
             raise ConditionError(f"layer {layer} does not exist, this network has 0 (what is fed) to {depth}")
         questions = self._items(asked)
         with tempfile.TemporaryDirectory(prefix="lvr_jax_") as folder:
-            capture.run(self._sweeper(questions), questions.prompts(), folder, spans=questions.spans, layers="all",
-                        weights=self.subject.weights)  # fmt: skip
+            capture.run(self._sweeper(questions, progress=progress), questions.prompts(), folder, spans=questions.spans,
+                        layers="all", weights=self.subject.weights)  # fmt: skip
             found = capture.read(folder, (position,), None if layer is None else (layer,))
         states = found.states[:, 0][np.argsort(questions.places(found.items))]                # [I, L, D]
         if not np.isfinite(states).any():
@@ -175,11 +211,11 @@ class Model:
         return Items(self.subject, questions, self.protocol, template, rows=min(len(questions), ROWS), seed=self.seed,
                      force=self.force_latents, rounded=True)  # fmt: skip
 
-    def _sweeper(self, items: Items, **options) -> Sweeper:
+    def _sweeper(self, items: Items, progress: bool = False, **options) -> Sweeper:
         ids = items.place.ids
         padded = (*ids, *[ids[-1] if ids else 0] * (-len(ids) % _LETTERS or _LETTERS * (not ids)))
         return items.sweeper(self.subject.plan(self.protocol), self.compute, letters=padded, seed=self.seed,
-                             progress=False, **options)  # fmt: skip
+                             progress=progress, **options)  # fmt: skip
 
     def _sweep(self, asked: Sequence[Asked], conditions: Sequence[AskedCondition], **options) -> Sweep:
         items = self._items(asked)

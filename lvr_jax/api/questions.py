@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import csv
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
@@ -30,16 +31,17 @@ class ItemError(DataError):
 class Item:
     """A question about a picture.
 
-    image: a path (local or gs://), an encoded file's bytes, a Pillow image, uint8 [H, W, 3], or a list of those
+    image: a path (local or gs://), an encoded file's bytes, a Pillow image, uint8 [H, W, 3], or a list of those. It is
+        shown as it is stored: like the reference, nothing here turns a photograph by its EXIF tag
     question: without options and instruction, which the prompt adds
-    options: texts, lettered A, B, ... in this order; none for an open question
+    options: texts, lettered A, B, ... in this order, no two of them the same; none for an open question
     answer: the right option's text or letter, or the right text of an open question, where it is known
     box: (x0, y0, x1, y1) of what is asked for in the first picture, 0..1 of its width and height: oracles need it
     id: names the item in tables and in the keys of noise; by default its place in the list
     category: kind of question
     """
 
-    image: Picture | Sequence[Picture]
+    image: Picture | Sequence[Picture] = dataclasses.field(repr=False)
     question: str
     options: Sequence[str] | None = None
     answer: str | None = None
@@ -55,6 +57,9 @@ class Item:
             raise ItemError(f"options is {options!r}, expected a list of texts")
         if options is not None and not 2 <= len(options) <= len(LETTERS):
             raise ItemError(f"options is {list(options)!r}, expected two to {len(LETTERS)} texts, or none at all")
+        twice = next((o for n, o in enumerate(options or ()) if o in options[:n]), None)
+        if twice is not None:
+            raise ItemError(f"options has {twice!r} twice, expected texts that an answer tells apart")
 
     def row(self, number: int) -> Row:
         """The item without its picture."""
@@ -77,6 +82,12 @@ class Item:
                 found = type(each).__name__
                 raise ItemError(f"image is of type {found}, expected a path, bytes, a Pillow image or an array")
         return tuple(load_image(each) if isinstance(each, Image.Image) else each for each in several)
+
+
+def options_of(text: str) -> list[str]:
+    """Options that are written as one text, with commas between them; one that has commas itself in double quotes."""
+    (row,) = csv.reader([" ".join(text.split())], skipinitialspace=True)
+    return [option.strip() for option in row]
 
 
 Asked = Item | Sample | Sequence[Any] | Mapping[str, Any]

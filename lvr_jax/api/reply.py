@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from lvr_jax.api.sight import Sight
+from lvr_jax.api.stream import Piece, pieces
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Attention:
     latents: float
     text: float
     reply: float
-    by_layer: Mapping[str, np.ndarray]
+    by_layer: Mapping[str, np.ndarray] = dataclasses.field(repr=False)
 
     @classmethod
     def of(cls, shares: np.ndarray) -> Attention | None:
@@ -82,10 +83,15 @@ class Reply:
     def __str__(self) -> str:
         return self.text
 
+    def __repr__(self) -> str:
+        return (f"Reply({self.text!r}, letter={self.letter!r}, content={self.content!r}, {len(self.latents)} latents, "
+                f"item={self.item!r}, condition={self.condition!r})")  # fmt: skip
+
     @functools.cached_property
-    def pieces(self) -> list[tuple[str, bool]]:
-        """The reply in the order in which it was made: (text, False), and ("", True) for every latent that was fed."""
-        return self._sight.pieces(self.tokens, self.is_latent)
+    def pieces(self) -> list[Piece]:
+        """The reply as `Model.stream` gives it: texts, and a mark for every latent that was fed."""
+        steps = zip(self.tokens.tolist(), self.is_latent.tolist())
+        return list(pieces(steps, self._sight.items.subject.tokenizer.decode))
 
     @functools.cached_property
     def similarity(self) -> list[np.ndarray]:

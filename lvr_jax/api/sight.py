@@ -90,15 +90,3 @@ class Sight:
         text, decode = self.items.subject.params["text"], self.items.subject.tokenizer.decode
         ids, probabilities = jax.device_get(likeliest(text.get("head", text["embed"]), latents, WORDS))
         return [[(decode([int(t)]), float(p)) for t, p in zip(*row)] for row in zip(ids, probabilities)]
-
-    def pieces(self, tokens: np.ndarray, is_latent: np.ndarray) -> list[tuple[str, bool]]:
-        """The reply cut at its latents: (text, False), ("", True) for a latent."""
-        found: list[tuple[str, bool]] = []
-        start = 0
-        for at in [*np.flatnonzero(is_latent).tolist(), len(tokens)]:
-            if at > start:
-                found.append((self.items.subject.tokenizer.decode(tokens[start:at]), False))
-            if at < len(tokens):
-                found.append(("", True))
-            start = at + 1
-        return found

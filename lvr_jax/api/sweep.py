@@ -29,6 +29,9 @@ class Sweep:
     records: tuple[Named, ...]
     replies: tuple[tuple[Reply, ...], ...]
 
+    def __repr__(self) -> str:
+        return f"Sweep({len(self.items)} items under {', '.join(self.conditions)})"
+
     def __getitem__(self, condition: str) -> list[Reply]:
         if condition not in self.conditions:
             known = ", ".join(self.conditions)

@@ -1,13 +1,14 @@
 """Rolls a model out through its own latents and its answer: prefill, then one loop for every system.
 
 `prefill` runs image and question once. `sweep` decodes latents and answer under C conditions at once, which share the
-prefix's KV cache; `rollout` is a sweep of one condition. The loop is a state machine over [C, B] rows: each row is in
-text or in a latent block of some stage, and a step feeds it either its last token or a (possibly corrupted) hidden
-state. Latents are positions like any other: one M-RoPE step each.
+prefix's KV cache; `rollout` is a sweep of one condition; `begin` and `step` are the same loop one step at a time, for
+a reply that is read while it is decoded. The loop is a state machine over [C, B] rows: each row is in text or in a
+latent block of some stage, and a step feeds it either its last token or a (possibly corrupted) hidden state. Latents
+are positions like any other: one M-RoPE step each.
 """
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
@@ -16,7 +17,7 @@ from flax import nnx
 
 from lvr_jax.latents import conditions as cond
 from lvr_jax.latents.decoding import Decoding
-from lvr_jax.latents.machine import Machine
+from lvr_jax.latents.machine import Machine, Row
 from lvr_jax.latents.spec import Plan
 from lvr_jax.models.interface import Network
 from lvr_jax.models.layers import Compute
@@ -158,6 +159,28 @@ class Trace:
     steps: jax.Array
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Carry:
+    """The loop between two steps.
+
+    step: the next one, scalar; row: the state machine's; own: cache of the decoded positions; trace: fields of `Trace`,
+    filled up to `step`
+    """
+
+    step: jax.Array
+    row: Row
+    own: Cache
+    trace: dict[str, jax.Array]
+
+    def goes_on(self, steps: int) -> jax.Array:
+        """Whether some row has not finished, and the trace has room."""
+        return (self.step < steps) & ~jnp.all(self.row.finished)
+
+    def ended(self) -> Trace:
+        return Trace(**{"states": None, "attention": None} | self.trace, steps=self.step)
+
+
 def sweep(
     graph: nnx.GraphDef,
     params: dict,
@@ -186,6 +209,41 @@ def sweep(
     position_shift: added to every decoded position (0 is right; minus the padding reproduces transformers 4.54 with
     left-padded batches); record: `states`, `attention`.
     """
+    start, advance = _loop(
+        graph, params, prefix, plan, condition, bank, decoding, steps, letters, forced, replay, patch, seed,
+        position_shift, compute, record,
+    )  # fmt: skip
+    return jax.lax.while_loop(lambda carry: carry.goes_on(steps), advance, start()).ended()
+
+
+def begin(
+    graph: nnx.GraphDef, params: dict, prefix: Prefix, plan: Plan, condition: cond.Condition, bank: Bank, **options: Any
+) -> Carry:  # fmt: skip
+    """Step 0 of `sweep` with these arguments, which picks the first token from the prompt's last position."""
+    start, _ = _loop(graph, params, prefix, plan, condition, bank, **options)
+    return start()
+
+
+def step(
+    graph: nnx.GraphDef, params: dict, prefix: Prefix, plan: Plan, condition: cond.Condition, bank: Bank, *,
+    carry: Carry, **options: Any,
+) -> Carry:  # fmt: skip
+    """The next step of a `sweep` that was begun with the same arguments: feeds what was picked and picks once more."""
+    _, advance = _loop(graph, params, prefix, plan, condition, bank, **options)
+    return advance(carry)
+
+
+def rollout(graph, params, prefix, plan, condition, bank, **options) -> Trace:
+    """One condition: the same as a sweep of it alone, without the C axis (`steps` stays a scalar)."""
+    trace = sweep(graph, params, prefix, plan, jax.tree.map(lambda x: x[None], condition), bank, **options)
+    return jax.tree.map(lambda x: x[0] if x.ndim else x, trace)
+
+
+def _loop(
+    graph, params, prefix, plan, condition, bank, decoding, steps, letters=None, forced=None, replay=None, patch=None,
+    seed=0, position_shift=0, compute=Compute(), record=(),  # noqa: B008
+) -> tuple[Callable[[], Carry], Callable[[Carry], Carry]]:  # fmt: skip
+    """What makes the loop's first state, and what makes the next one of each; arguments as those of `sweep`."""
     model: Network = nnx.merge(graph, params)
     C, (B, D) = condition.keep.shape[0], prefix.hidden.shape
     if prefix.blocked is not None:
@@ -195,12 +253,7 @@ def sweep(
     letters = jnp.zeros(0, jnp.int32) if letters is None else letters
     over_conditions = lambda x: jnp.broadcast_to(x, (C, *x.shape))  # noqa: E731
     seen = None if prefix.seen is None else over_conditions(prefix.seen)
-    row = machine.start(over_conditions(prefix.token), over_conditions(prefix.hidden), seen)
     text = model.config.text
-    # Own keys of the decoded positions: conditions on axis 1, so that no step moves the layers' axis.
-    keys = jnp.zeros((text.layers, C, B, steps, text.kv_heads, text.head_width), compute.dtype)
-    own = Cache(keys, keys, jnp.zeros((C, B, steps), prefix.segment.dtype), jnp.zeros((C, B, steps), jnp.int32))
-    trace = _blank_trace(C, B, steps, D, len(letters), text, compute, record)
 
     def consume(s, row, own):
         """Feeds every row its next input: (latent, unperturbed, fed), the output, the cache with it, and taps."""
@@ -234,24 +287,23 @@ def sweep(
         put = jax.lax.dynamic_update_index_in_dim
         return new, {k: put(trace[k], now[k].astype(trace[k].dtype), s, 2) for k in trace}
 
-    def body(carry):
-        s, row, own, trace = carry
-        inputs, hidden, own, taps = consume(s, row, own)
-        row, trace = record_step(s, row, inputs, hidden, taps, trace)
-        return s + 1, row, own, trace
+    def start():
+        """Step 0 is the prompt's last position, which the prefill has run."""
+        row = machine.start(over_conditions(prefix.token), over_conditions(prefix.hidden), seen)
+        # Own keys of the decoded positions: conditions on axis 1, so that no step moves the layers' axis.
+        keys = jnp.zeros((text.layers, C, B, steps, text.kv_heads, text.head_width), compute.dtype)
+        own = Cache(keys, keys, jnp.zeros((C, B, steps), prefix.segment.dtype), jnp.zeros((C, B, steps), jnp.int32))
+        trace = _blank_trace(C, B, steps, D, len(letters), text, compute, record)
+        nothing = jnp.zeros((C, B), bool), jnp.zeros_like(row.hidden), jnp.zeros_like(row.hidden)
+        row, trace = record_step(0, row, nothing, row.hidden, _blank_taps(C, B, text, compute, record), trace)
+        return Carry(jnp.int32(1), row, own, trace)
 
-    # Step 0 is the prompt's last position, which the prefill has run.
-    nothing = jnp.zeros((C, B), bool), jnp.zeros_like(row.hidden), jnp.zeros_like(row.hidden)
-    row, trace = record_step(0, row, nothing, row.hidden, _blank_taps(C, B, text, compute, record), trace)
-    going = lambda carry: (carry[0] < steps) & ~jnp.all(carry[1].finished)  # noqa: E731
-    ran, *_, trace = jax.lax.while_loop(going, body, (jnp.int32(1), row, own, trace))
-    return Trace(**{"states": None, "attention": None} | trace, steps=ran)
+    def advance(carry):
+        inputs, hidden, own, taps = consume(carry.step, carry.row, carry.own)
+        row, trace = record_step(carry.step, carry.row, inputs, hidden, taps, carry.trace)
+        return Carry(carry.step + 1, row, own, trace)
 
-
-def rollout(graph, params, prefix, plan, condition, bank, **options) -> Trace:
-    """One condition: the same as a sweep of it alone, without the C axis (`steps` stays a scalar)."""
-    trace = sweep(graph, params, prefix, plan, jax.tree.map(lambda x: x[None], condition), bank, **options)
-    return jax.tree.map(lambda x: x[0] if x.ndim else x, trace)
+    return start, advance
 
 
 def _decode_step(model, x, position, segment, role, prefix: Cache, own: Cache, slot, condition, compute, record, put):

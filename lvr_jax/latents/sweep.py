@@ -153,6 +153,27 @@ class Sweeper:
         longest = max([self.latents, *(c.budget or 0 for c in conditions)])       # a box's own budget is no longer
         return self.decoding.max_new_tokens + longest
 
+    def kept(self, trace: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """What `keep` names, [C, B, ...], of a trace on the host."""
+        masks = positions.masks(trace, self.plan, self.opening, self.latents)
+        kept: dict[str, np.ndarray] = {}
+        for name in self.keep:
+            field, _, position = name.partition("@")
+            if field == "step":
+                kept[name] = positions.step(masks[position])
+            elif position:
+                kept[name] = positions.mean(trace[field], masks[position])
+            elif field in ("blocks", "count"):
+                blocks, count = latents_of(trace, len(self.plan.spec.stages), self.latents)
+                kept[name] = {"blocks": blocks, "count": count}[field]
+            else:
+                value = trace[field]
+                value = value.astype(np.float32) if jnp.issubdtype(value.dtype, jnp.floating) else value
+                live = trace["live"].reshape(*trace["live"].shape, *[1] * (value.ndim - 3))
+                # After a row's end the loop runs on for as long as others need: that must not show.
+                kept[name] = np.where(live, value, np.zeros_like(value))
+        return kept
+
 
 @dataclasses.dataclass(frozen=True)
 class _Phase:
@@ -337,7 +358,7 @@ class _Engine:
             )  # fmt: skip
             host = {key: value for key, value in vars(trace).items() if value is not None and key != "steps"}
             host = {key: value[: len(chunk), :rows] for key, value in s.cell.fetch(host).items()}
-            kept = self._kept(host)
+            kept = s.kept(host)
             if not arrays and keep_clean and clean is None:
                 first = {key: value[:1] for key, value in host.items()}
                 blocks, count = latents_of(first, len(s.plan.spec.stages), s.latents)
@@ -426,27 +447,6 @@ class _Engine:
     def _filled(self, rows: np.ndarray) -> np.ndarray:
         """The batch filled up to B rows with copies of its first, whose results are dropped."""
         return np.concatenate([rows, np.repeat(rows[:1], self.rows - len(rows), 0)])
-
-    def _kept(self, trace: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        s = self.sweeper
-        masks = positions.masks(trace, s.plan, s.opening, s.latents)
-        kept: dict[str, np.ndarray] = {}
-        for name in s.keep:
-            field, _, position = name.partition("@")
-            if field == "step":
-                kept[name] = positions.step(masks[position])
-            elif position:
-                kept[name] = positions.mean(trace[field], masks[position])
-            elif field in ("blocks", "count"):
-                blocks, count = latents_of(trace, len(s.plan.spec.stages), s.latents)
-                kept[name] = {"blocks": blocks, "count": count}[field]
-            else:
-                value = trace[field]
-                value = value.astype(np.float32) if jnp.issubdtype(value.dtype, jnp.floating) else value
-                live = trace["live"].reshape(*trace["live"].shape, *[1] * (value.ndim - 3))
-                # After a row's end the loop runs on for as long as others need: that must not show.
-                kept[name] = np.where(live, value, np.zeros_like(value))
-        return kept
 
 
 def box_budgets(regions: Mapping, the_plan: Plan, rows: int) -> tuple[np.ndarray, np.ndarray]:

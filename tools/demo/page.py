@@ -138,10 +138,12 @@ def build(sessions: Sequence[Session]) -> gr.Blocks:
                     draw = gr.Button("Draw", min_width=80, elem_id="draw")
                     upload = gr.UploadButton("Upload", file_types=["image"], min_width=80, elem_id="upload")
                 question = gr.Textbox(plain_question(first), label="question", elem_id="question")
-                options = gr.Textbox(", ".join(first.options), label="options, with commas between them (none: open)",
-                                     elem_id="options")  # fmt: skip
+                options = gr.Textbox(
+                    ", ".join(first.options), elem_id="options",
+                    label='options, with commas between them ("a, b" is one; none: open)',
+                )  # fmt: skip
                 ask = gr.Button("Ask", variant="primary", elem_id="ask")
-                chosen = gr.CheckboxGroup([(str(n + 1), n) for n in range(latents)], label="knock out latents",
+                chosen = gr.CheckboxGroup([(str(n), n) for n in range(latents)], label="knock out latents",
                                           elem_id="chosen", visible=latents > 0)  # fmt: skip
                 sigma = gr.Slider(0, 10, value=1, step=0.1, label="sigma of the noise", elem_id="sigma")
                 donor = gr.Slider(1, DONORS, value=1, step=1, label="another scene: which", elem_id="donor")

@@ -30,8 +30,8 @@ def picture(image: np.ndarray) -> str:
 def said(name: str, answer: Answer) -> str:
     """The clean reply with its latents marked in their places."""
     reply = answer.reply
-    parts = ['<span class="lvr-z" title="a latent is fed here">z</span>' if latent else escape(text)
-             for text, latent in reply.pieces]  # fmt: skip
+    parts = [escape(piece.text) if piece.latent is None else f'<span class="lvr-z" title="a latent is fed here">'
+             f"z{piece.latent}</span>" for piece in reply.pieces]  # fmt: skip
     verdict = {None: "", True: ' <b class="lvr-right">right</b>', False: ' <b class="lvr-wrong">wrong</b>'}[reply.right]
     return (
         f'<div class="lvr-said"><h3>{escape(name)}</h3><p class="lvr-reply">{"".join(parts)}</p>'
@@ -52,8 +52,8 @@ def heat_maps(image: np.ndarray, reply: Reply, chosen: Collection[int] = ()) -> 
         stage = f" ({escape(reply.stages[n])})" if len(set(reply.stages)) > 1 else ""
         found.append(
             f'<figure class="{"lvr-cut" if cut else ""}">'
-            f'<img alt="latent {n + 1}" src="{_source(heat(base, cosines))}">'
-            f"<figcaption><b>latent {places[n] + 1}</b>{stage}{', knocked out' if cut else ''}<br>{read}<br>"
+            f'<img alt="latent {n}" src="{_source(heat(base, cosines))}">'
+            f"<figcaption><b>latent {places[n]}</b>{stage}{', knocked out' if cut else ''}<br>{read}<br>"
             f"cosine {cosines.min():.2f} to {cosines.max():.2f}</figcaption></figure>"
         )
     legend = "Bright: the image tokens most like the latent; below it the words that the LM head reads in it."

@@ -16,7 +16,7 @@ import numpy as np
 
 import lvr_jax
 from lvr_jax.api.conditions import Condition
-from lvr_jax.api.questions import Item
+from lvr_jax.api.questions import Item, options_of
 from lvr_jax.api.reply import Reply
 from lvr_jax.api.sweep import Sweep
 from lvr_jax.data.digit_scenes import DigitSearch
@@ -157,9 +157,9 @@ def _row(name: str, swept: Sweep) -> Row:
 def own_item(picture: np.ndarray, question: str, options: str, drawn: Sample | None) -> Item | Sample:
     """What the page asks: the drawn scene as it was trained on where nothing was edited, else a question of one's own.
 
-    options: with commas between them, none for an open question
+    options: as questions.options_of reads them, none for an open question
     """
-    offered = [text.strip() for text in options.split(",") if text.strip()]
+    offered = list(filter(None, options_of(options)))
     if drawn is not None and (question.strip(), tuple(offered)) == (plain_question(drawn), drawn.options):
         return drawn
     if drawn is None or drawn.answer not in offered:
