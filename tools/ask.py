@@ -73,6 +73,7 @@ def items_of(options: argparse.Namespace) -> list:
     """What is asked, first, and what donors and means are made of. Pictures are read here, before any weights."""
     from lvr_jax.api.questions import Item, ItemError, options_of
     from lvr_jax.data.images import load_image
+    from lvr_jax.files.image_io import is_turned
 
     choices = None if options.options is None else options_of(options.options)
     try:
@@ -81,6 +82,8 @@ def items_of(options: argparse.Namespace) -> list:
         raise ItemError(f"--box is {options.box!r}, expected four numbers such as 0.1,0.2,0.4,0.5") from None
     scenes = [] if options.image else lvr_jax.scenes(options.scene + SCENES)[options.scene :]
     pictures = [load_image(each) for each in options.image] if options.image else list(scenes[0].images)
+    for turned in filter(is_turned, options.image or ()):
+        print(f"ask: {turned} is shown to the model as it is stored, its EXIF rotation ignored", file=sys.stderr)
     if options.question is None:
         return scenes
     donors = [load_image(each) for each in options.donor] or [scene.images[0] for scene in scenes[1:]]

@@ -13,9 +13,10 @@ import numpy as np
 from lvr_jax.api import sweep as sweeps
 from lvr_jax.api.conditions import Asked as AskedCondition
 from lvr_jax.api.conditions import resolve
+from lvr_jax.api.pieces import Piece, pieces
 from lvr_jax.api.questions import Asked, Item, Picture, Questions, is_one
 from lvr_jax.api.reply import Reply
-from lvr_jax.api.stream import Piece, Stream, pieces
+from lvr_jax.api.stream import Stream
 from lvr_jax.api.sweep import Sweep
 from lvr_jax.data.sample import DataError, Sample
 from lvr_jax.data.tokenizers import ChatTokenizer

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from lvr_jax.api.pieces import Piece, pieces
 from lvr_jax.api.sight import Sight
-from lvr_jax.api.stream import Piece, pieces
 
 
 @dataclasses.dataclass(frozen=True)

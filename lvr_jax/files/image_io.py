@@ -10,7 +10,7 @@ import functools
 import io
 import os
 
-from PIL import Image
+from PIL import ExifTags, Image
 
 _BITMAPS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 
@@ -35,6 +35,16 @@ def open_image(source: str | os.PathLike | bytes) -> Image.Image:
 
         return open_image(epath.Path(source).read_bytes())
     return Image.open(source, formats=_formats())
+
+
+def is_turned(source: str | os.PathLike | bytes) -> bool:
+    """Whether an EXIF tag asks viewers to turn a picture, which nothing here does. False where its tags are damaged, as
+    viewers take it then."""
+    with open_image(source) as image:
+        try:
+            return image.getexif().get(ExifTags.Base.Orientation, 1) not in (0, 1)
+        except Exception:       # whatever Pillow stumbles over in tags that nobody needs
+            return False
 
 
 def is_scaled_copy(size: tuple[int, int], of: tuple[int, int]) -> bool:

@@ -217,6 +217,7 @@ BAD = {
     "no text": (lambda m: m.ask(PICTURE, " "), "question is ' '"),
     "one option": (lambda m: m.ask(PICTURE, QUESTION, ["red"]), "two to 26"),
     "options in one text": (lambda m: m.ask(PICTURE, QUESTION, "red,blue"), "list of texts"),
+    "an option twice": (lambda m: m.ask(PICTURE, QUESTION, ["red", "red"]), "options has 'red' twice"),
     "another answer": (lambda m: m.ask(PICTURE, QUESTION, OPTIONS, answer="red"), "answer is 'red'"),
     "box in pixels": (lambda m: m.ask(PICTURE, QUESTION, OPTIONS, box=(0, 0, 20, 20)), "box"),
     "no items": (lambda m: m.sweep([], "zero"), "no items"),
@@ -266,6 +267,28 @@ def test_a_checkpoint_without_latents_refuses_conditions_on_them(folder):
     assert len(plain.ask(PICTURE, QUESTION, OPTIONS).latents) == 0
     with pytest.raises(ValueError, match="no latents"):
         plain.sweep((PICTURE, QUESTION), "zero")
+
+
+def test_options_in_one_text_are_cut_at_commas_outside_of_quotes():
+    cut = lvr_jax.api.questions.options_of
+    assert cut('red, "dark, or so" ,blue') == ["red", "dark, or so", "blue"]
+    assert cut(" 27\" \n, 日本") == ['27"', "日本"] and cut("") == []
+
+
+def test_what_is_shown_in_a_notebook_is_one_line(model, swept):
+    reply = swept["zero"][0]
+    item = lvr_jax.Item(b"a file" * 1000, QUESTION)
+    for each in (model, swept, reply, item, reply.attention, lvr_jax.noise(0.3)):
+        assert len(repr(each)) < 300 and "\n" not in repr(each)
+    assert repr(reply.text) in repr(reply) and "zero" in repr(swept)
+
+
+def test_a_whole_item_is_asked_in_every_form_that_a_sweep_takes(model, items):
+    forms = (items[0], (items[0].image, QUESTION, OPTIONS), {"image": items[0].image, "question": QUESTION,
+             "options": OPTIONS})  # fmt: skip
+    assert len({model.ask(each).text for each in forms}) == 1
+    np.testing.assert_array_equal(model.tokenizer.encode(model.ask(items[0]).text)[-1:], model.subject.stop[:1])
+    assert {"latent_0", "latent_2", "answer", "image"} < set(model.positions)
 
 
 def test_pictures_may_come_as_file_bytes_array_or_pillow_image(model, tmp_path):

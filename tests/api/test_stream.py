@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "prism"))
 import planted  # noqa: E402
 
 import lvr_jax  # noqa: E402
-from lvr_jax.api.stream import Piece, pieces  # noqa: E402
+from lvr_jax.api.pieces import Piece, pieces  # noqa: E402
 from lvr_jax.latents import stream as engine  # noqa: E402
 
 SHORT = {"budget": 3, "max_new_tokens": 12}

@@ -103,6 +103,7 @@ if __name__ == "__main__":
     model = lvr_jax.open(lvr_jax.TINY_LVR)
     reply = model.ask("photo.png", "What colour is the cup?", options=["red", "blue"])
     reply.text, reply.letter, reply.content, reply.margin
+    assert "".join(piece.text for piece in model.stream(items[0])) == model.ask(items[0]).text
     assert reply.latents.shape == (4, 128) and len(reply.nearest) == len(reply.lens) == 4 and reply.attention
     replies = model.sweep(items, ["zero", "donor", lvr_jax.noise(0.3), my_condition])
     states = model.states(items, position="latent_0", layer=2)

@@ -11,6 +11,7 @@ from PIL import Image
 
 import ask
 import lvr_jax
+from lvr_jax.latents import stream as engine
 
 ROOT = Path(__file__).resolve().parents[2]
 SHORT = ("--max-new-tokens", "24")
@@ -57,10 +58,45 @@ def test_a_picture_of_ones_own_is_asked_the_same(photo, capsys):
     assert own.splitlines() == [line.replace("  right", "") for line in capsys.readouterr().out.splitlines()]
 
 
+def test_the_reply_is_printed_while_it_is_decoded(photo, monkeypatch):
+    """Each piece before the next step; what is printed does not depend on who reads it."""
+    decoded, printed, step = [0], [], engine.step
+
+    def counted(*arguments, **options):
+        decoded[0] += 1
+        return step(*arguments, **options)
+
+    monkeypatch.setattr(engine, "step", counted)
+    monkeypatch.setattr(ask, "print", lambda *text, **how: printed.append((decoded[0], *text, how)), raising=False)
+    assert ask.main(SHORT) == 0
+    pieces = [(steps, text) for steps, text, how in (each for each in printed if len(each) == 3) if how.get("flush")]
+    latents = [steps for steps, text in pieces if text.startswith("[latent ")]
+    assert latents == list(range(latents[0], latents[0] + 4)) and latents[-1] < decoded[0] - 3
+    assert "<answer> A</answer>" in "".join(text for _, text in pieces)
+
+
+@pytest.mark.parametrize("text", ["one", "\n a\n\n b \n", "", " \n", "[latent 0]\n\n[latent 1]\n<end>\n"])
+def test_a_reply_in_pieces_is_printed_as_the_whole_is(text):
+    whole = text.strip().replace("\n", "\n" + " " * 11)
+    assert "".join(ask.indented(text)) == whole == "".join(ask.indented([text]))
+
+
+def test_a_turned_photo_is_said_to_be_shown_as_it_is_stored(tmp_path, capsys):
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    for name, exif in (("turned.jpg", turned), ("plain.jpg", Image.Exif())):
+        Image.new("RGB", (40, 30)).save(tmp_path / name, exif=exif)
+        assert ask.main(["--image", str(tmp_path / name), "--question", "What?", "--checkpoint", "nowhere"]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 3 and said[0].endswith("turned.jpg is shown to the model as it is stored, its EXIF rotation "
+                                               "ignored")  # fmt: skip
+
+
 BAD = {
     "no such picture": (["--image", "nowhere.png", "--question", "What?"], "nowhere.png: cannot be read"),
     "no picture": (["--image", __file__, "--question", "What?"], "cannot be read"),
     "one option": (["--question", "What?", "--options", "red"], "options is ['red']"),
+    "an option twice": (["--question", "What?", "--options", 'red,"red"'], "options has 'red' twice"),
     "no text": (["--question", " "], "question is ' '"),
     "no number": (["--question", "What?", "--box", "a,b"], "--box is 'a,b'"),
     "no such condition": (["--conditions", "zeros"], "condition 'zeros'"),
