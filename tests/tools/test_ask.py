@@ -72,7 +72,7 @@ def test_the_reply_is_printed_while_it_is_decoded(photo, monkeypatch):
     pieces = [(steps, text) for steps, text, how in (each for each in printed if len(each) == 3) if how.get("flush")]
     latents = [steps for steps, text in pieces if text.startswith("[latent ")]
     assert latents == list(range(latents[0], latents[0] + 4)) and latents[-1] < decoded[0] - 3
-    assert "<answer> A</answer>" in "".join(text for _, text in pieces)
+    assert "<answer> A </answer>" in "".join(text for _, text in pieces)
 
 
 @pytest.mark.parametrize("text", ["one", "\n a\n\n b \n", "", " \n", "[latent 0]\n\n[latent 1]\n<end>\n"])
