@@ -14,6 +14,7 @@ Exit status: 0 done, 1 failed, 2 bad input.
 
 import argparse
 import os
+import re
 import string
 import sys
 from collections.abc import Iterable, Iterator
@@ -100,7 +101,7 @@ def ask(options: argparse.Namespace) -> None:
     from lvr_jax.latents.conditions import ConditionError
     from lvr_jax.training.compilation import use_compilation_cache
 
-    wanted = [condition(name) for name in options.conditions.split(",")] if options.conditions else []
+    wanted = [condition(name) for name in names_of(options.conditions)] if options.conditions else []
     for each in wanted:
         if needs_others(each) and len(items) < 2:
             raise ConditionError(f"condition {each.name!r} needs other pictures' latents, expected --donor FILE")
@@ -125,6 +126,11 @@ def ask(options: argparse.Namespace) -> None:
     if options.save:
         reply.draw(table).savefig(options.save, dpi=200)
         print(f"\n{options.save}")
+
+
+def names_of(text: str) -> list[str]:
+    """Names of conditions out of one text: a comma before a number is of a name, as in zero@0,2."""
+    return re.split(r",(?!\s*\d+\s*(?:,|$))", text)
 
 
 def asked_of(item) -> str:

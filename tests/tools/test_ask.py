@@ -81,6 +81,11 @@ def test_a_reply_in_pieces_is_printed_as_the_whole_is(text):
     assert "".join(ask.indented(text)) == whole == "".join(ask.indented([text]))
 
 
+def test_conditions_on_several_latents_are_one_name():
+    assert ask.names_of("noise=0.3,zero@0,2,mean") == ["noise=0.3", "zero@0,2", "mean"]
+    assert ask.names_of("zero") == ["zero"] and ask.names_of("zero,mean@1") == ["zero", "mean@1"]
+
+
 def test_a_turned_photo_is_said_to_be_shown_as_it_is_stored(tmp_path, capsys):
     turned = Image.Exif()
     turned[0x0112] = 6
