@@ -52,8 +52,13 @@ class Item:
     def __post_init__(self):
         if not isinstance(self.question, str) or not self.question.strip():
             raise ItemError(f"question is {self.question!r}, expected a text")
+        for name in ("answer", "id", "category"):
+            value = getattr(self, name)
+            if not isinstance(value, str) and (name, value) != ("answer", None):
+                raise ItemError(f"{name} is {value!r}, expected a text")
         options = self.options
-        if options is not None and (isinstance(options, str) or not all(isinstance(o, str) and o for o in options)):
+        listed = isinstance(options, list | tuple) and all(isinstance(o, str) and o for o in options)
+        if options is not None and not listed:
             raise ItemError(f"options is {options!r}, expected a list of texts")
         if options is not None and not 2 <= len(options) <= len(LETTERS):
             raise ItemError(f"options is {list(options)!r}, expected two to {len(LETTERS)} texts, or none at all")

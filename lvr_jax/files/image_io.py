@@ -29,6 +29,8 @@ def open_image(source: str | os.PathLike | bytes) -> Image.Image:
     """
     if isinstance(source, bytes):
         return Image.open(io.BytesIO(source), formats=_formats())
+    if os.fspath(source).startswith(("http://", "https://")):
+        raise OSError("nothing is read from the web, expected a local file or gs://")
     if "://" in os.fspath(source):
         # epath's backends take a while to import, and local files do not need them
         from etils import epath

@@ -253,7 +253,9 @@ def computed(function: Callable[[np.ndarray], np.ndarray], name: str, item: Sequ
         if made.shape != joined.shape:
             raise ConditionError(f"condition {name!r}: its function returned shape {made.shape}, expected "
                                  f"{joined.shape}: items, latents, width")  # fmt: skip
-        if made.dtype.kind not in "fiubV" or not np.isfinite(made.astype(np.float32)).all():
+        with np.errstate(over="ignore"):        # what fp32 cannot hold is infinite, and refused
+            finite = made.dtype.kind in "fiubV" and np.isfinite(made.astype(np.float32)).all()
+        if not finite:
             raise ConditionError(f"condition {name!r}: its function returned values that are not finite numbers")
         for g, n in enumerate(quota):
             if n:

@@ -208,6 +208,10 @@ def not_a_number(latents):
     return latents * np.nan
 
 
+def too_large(latents):
+    return np.full(latents.shape, 1e300)
+
+
 PICTURE = np.full((56, 56, 3), 90, np.uint8)
 BAD = {
     "no such file": (lambda m: m.ask("nowhere.png", QUESTION), "nowhere.png"),
@@ -217,6 +221,11 @@ BAD = {
     "no text": (lambda m: m.ask(PICTURE, " "), "question is ' '"),
     "one option": (lambda m: m.ask(PICTURE, QUESTION, ["red"]), "two to 26"),
     "options in one text": (lambda m: m.ask(PICTURE, QUESTION, "red,blue"), "list of texts"),
+    "options in no order": (lambda m: m.ask(PICTURE, QUESTION, {"red", "blue"}), "list of texts"),
+    "options in an array": (lambda m: m.ask(PICTURE, QUESTION, np.array(OPTIONS)), "list of texts"),
+    "a number for an answer": (lambda m: m.ask(PICTURE, QUESTION, OPTIONS, answer=1), "answer is 1, expected a text"),
+    "a number for an id": (lambda m: m.ask(PICTURE, QUESTION, OPTIONS, id=7), "id is 7, expected a text"),
+    "a web address": (lambda m: m.ask("https://example.com/a.png", QUESTION), "expected a local file or gs://"),
     "an option twice": (lambda m: m.ask(PICTURE, QUESTION, ["red", "red"]), "options has 'red' twice"),
     "another answer": (lambda m: m.ask(PICTURE, QUESTION, OPTIONS, answer="red"), "answer is 'red'"),
     "box in pixels": (lambda m: m.ask(PICTURE, QUESTION, OPTIONS, box=(0, 0, 20, 20)), "box"),
@@ -232,6 +241,7 @@ BAD = {
     "no name": (lambda m: m.sweep((PICTURE, QUESTION), lambda z: z), "has no name"),
     "a taken name": (lambda m: lvr_jax.conditions.condition(wrong_shape, "mean"), "taken"),
     "another shape": (lambda m: m.sweep((PICTURE, QUESTION), wrong_shape), r"\(1, 3, 32\)"),
+    "too large": (lambda m: m.sweep((PICTURE, QUESTION), too_large), "not finite"),
     "NaN": (lambda m: m.sweep((PICTURE, QUESTION), not_a_number), "not finite"),
     "no such position": (lambda m: m.states((PICTURE, QUESTION), "latent_9"), "latent_9"),
     "no such layer": (lambda m: m.states((PICTURE, QUESTION), "latent_0", 12), "layer 12"),
