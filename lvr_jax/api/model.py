@@ -190,8 +190,9 @@ class Model:
         names, depth = self.positions, self.layers
         if position not in names:
             raise ConditionError(f"position {position!r} does not exist, expected one of {', '.join(names)}")
-        if layer is not None and not -depth - 1 <= layer <= depth:
-            raise ConditionError(f"layer {layer} does not exist, this network has 0 (what is fed) to {depth}")
+        whole = isinstance(layer, int | np.integer)
+        if layer is not None and not (whole and -depth - 1 <= layer <= depth):
+            raise ConditionError(f"layer {layer!r} does not exist, this network has 0 (what is fed) to {depth}")
         questions = self._items(asked)
         with tempfile.TemporaryDirectory(prefix="lvr_jax_") as folder:
             capture.run(self._sweeper(questions, progress=progress), questions.prompts(), folder, spans=questions.spans,

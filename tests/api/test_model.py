@@ -244,6 +244,8 @@ BAD = {
     "too large": (lambda m: m.sweep((PICTURE, QUESTION), too_large), "not finite"),
     "NaN": (lambda m: m.sweep((PICTURE, QUESTION), not_a_number), "not finite"),
     "no such position": (lambda m: m.states((PICTURE, QUESTION), "latent_9"), "latent_9"),
+    "half a layer": (lambda m: m.states((PICTURE, QUESTION), "latent_0", 0.5), "layer 0.5 does not exist"),
+    "a layer's name": (lambda m: m.states((PICTURE, QUESTION), "latent_0", "1"), "layer '1' does not exist"),
     "no such layer": (lambda m: m.states((PICTURE, QUESTION), "latent_0", 12), "layer 12"),
 }  # fmt: skip
 
