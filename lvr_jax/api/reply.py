@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -105,7 +106,7 @@ class Reply:
 
     def regions(self, count: int) -> list[list[Region]]:
         """For each latent the `count` image tokens that it is nearest to, by cosine."""
-        flat = np.concatenate([m.reshape(len(m), -1) for m in self.similarity], 1)              # [Z, M]
+        flat = np.concatenate([m.reshape(len(m), math.prod(m.shape[1:])) for m in self.similarity], 1)      # [Z, M]
         order = np.argsort(-flat, axis=1, kind="stable")[:, :count]
         return [[Region(*self._sight.place(int(m), float(row[m]))) for m in best] for row, best in zip(flat, order)]
 

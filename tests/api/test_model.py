@@ -276,7 +276,8 @@ def test_bad_input_is_one_line(model, case):
 
 def test_a_checkpoint_without_latents_refuses_conditions_on_them(folder):
     plain = lvr_jax.open(folder / "carrier", system="none", **SHORT)
-    assert len(plain.ask(PICTURE, QUESTION, OPTIONS).latents) == 0
+    reply = plain.ask(PICTURE, QUESTION, OPTIONS)
+    assert len(reply.latents) == 0 and reply.nearest == reply.lens == [] and reply.draw("nothing to see").axes
     with pytest.raises(ValueError, match="no latents"):
         plain.sweep((PICTURE, QUESTION), "zero")
 
