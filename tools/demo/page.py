@@ -156,14 +156,18 @@ def build(sessions: Sequence[Session]) -> gr.Blocks:
                     columns += [gr.HTML("", elem_id=f"reply{n}"), gr.HTML("", elem_id=f"table{n}")]
         outputs = [visitor, error, picture, *columns]
         asked, visits = [question, options, sigma, donor, chosen], _Visits(sessions)
-        quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+        # One at a time and in order: who asks while a picture is still being uploaded asks about that picture.
+        quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "concurrency_id": "model",
+                                 "concurrency_limit": 1}  # fmt: skip
+        # A picture of a new size compiles, for seconds or minutes: the reply's panel counts them.
+        busy = quiet | {"show_progress": "minimal", "show_progress_on": columns[0]}
         everything = [visitor, *asked, shown]
-        page.load(visits.handler(visits.draw), [*everything, number], outputs, **quiet)
-        there = draw.click(visits.handler(visits.draw), [*everything, number], outputs, **quiet)
+        page.load(visits.handler(visits.draw), [*everything, number], outputs, **busy)
+        there = draw.click(visits.handler(visits.draw), [*everything, number], outputs, **busy)
         there.then(texts, number, [question, options], **quiet)
         upload.upload(visits.handler(visits.upload), [visitor, upload], outputs, **quiet)
         for event in (ask.click, question.submit, options.submit):
-            event(visits.handler(visits.answer), everything, outputs, **quiet)
+            event(visits.handler(visits.answer), everything, outputs, **busy)
         for control in (sigma, donor, chosen):
             control.change(visits.handler(visits.again), everything, outputs, trigger_mode="always_last", **quiet)
         shown.change(visits.handler(visits.show), [visitor, shown], outputs, trigger_mode="always_last", **quiet)
