@@ -84,8 +84,8 @@ def mixed(x, y, block: Sequence[str], recipe: Sequence[str], level: float = 0.95
         return None
     data = pandas.DataFrame({"y": np.asarray(y, float), "inside": found, "among": np.asarray(x, float) - found,
                              "block": block.astype(str), "recipe": np.asarray(recipe).astype(str)})  # fmt: skip
-    # Two means lie on a line whatever they are.
-    apart = len(names) > 2 and not np.allclose(data["among"], data["among"].iloc[0])
+    # Two means lie on a line whatever they are, and three say next to nothing.
+    apart = len(names) > 3 and not np.allclose(data["among"], data["among"].iloc[0])
     model = formulas.mixedlm("y ~ inside + among" if apart else "y ~ inside", data, groups="block",
                              vc_formula={"recipe": "0 + C(recipe)"}, re_formula="1")  # fmt: skip
     with warnings.catch_warnings(record=True) as said:

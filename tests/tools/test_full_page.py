@@ -1,0 +1,181 @@
+"""The full study's page is made of its results alone: the same bytes twice, every outcome, no run left out."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lvr_jax.files.json_io import JsonError
+from study import store
+from study.blocks import Blocks
+from study.page import report, text
+from study.runs import runs
+
+ROOT = Path(__file__).resolve().parents[2]
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+ITEMS = 400
+BLOCKS = {
+    "lambda_plain": "plain: lvr lambda=0|0.1|1", "lambda_bottleneck": "bottleneck: lvr lambda=0|0.1|1",
+    "trajectories": "plain: lvr at=60|180",
+}  # fmt: skip
+
+
+def prediction(name, quantity, bounds, where=None, block="lambda_bottleneck", **fields):
+    return {"name": name, "block": block, "statement": f"It is said of {name}.", "direction": "up",
+            "quantity": quantity, "where": where or {}, "low": bounds[0], "high": bounds[1], **fields}  # fmt: skip
+
+
+# Of the made-up results below: accuracy of the bottleneck rises with cosine, that of the plain setting does not.
+PREDICTIONS = (
+    prediction("what holds", "correlation", (0.7, None), of="accuracy", x="cosine"),
+    prediction("what fails", "difference", (None, 0.0), {"lambda": 1.0}, against={"lambda": 0.0}, of="accuracy"),
+    prediction("what is open", "within", (-0.05, 0.05), block="lambda_plain", of="accuracy", x="cosine", by="lambda"),
+    prediction("what has no runs", "mean", (-2.0, 2.0), block="trajectories", of="through"),
+)  # fmt: skip
+
+
+def study(place: Path) -> Blocks:
+    from configs import full_study
+
+    c = full_study.get_config()
+    c.unlock()
+    c.blocks, c.order, c.predictions = type(c)(BLOCKS), tuple(BLOCKS), PREDICTIONS
+    c.results = str(place / "full_study" / "results")
+    return Blocks(c, place / "work")
+
+
+def measured(accuracy: float, blind: float, cosine: float) -> dict:
+    """What a run measured, all counts of it consistent."""
+    right, seen = round(ITEMS * accuracy), round(ITEMS * blind)
+
+    def condition(becomes: int) -> dict:
+        gained = 4 + max(becomes - right, 0)
+        return {"n": ITEMS, "clean": right, "right": becomes, "gained": gained, "lost": right - becomes + gained}
+
+    return {
+        **dict.fromkeys(store.MEASURED),
+        "scores": {"content": {"items": 1000, "right": round(1000 * accuracy)}},
+        "audit": {"items": ITEMS, "right": right},
+        "conditions": {"answer_blind_to_latents": condition(seen), "donor_directed": condition(right - 12),
+                       "oracle": condition(min(right + 6, ITEMS - 4)), "markers_only": condition(right - 2)},
+        "argued": {"donor_directed": {"items": 180, "clean": 6, "fed": 30, "p": 0.001}},
+        "cosine": {"taught": cosine, "free": cosine - 0.02, "box_mean": 0.4},
+        "training": None, "seconds": {"train": {"elapsed": 200.0, "processor": 100.0}},
+    }  # fmt: skip
+
+
+def fill(blocks: Blocks, without: str = "trajectories") -> None:
+    rng = np.random.default_rng(0)
+    for run in blocks.runs:
+        if without in run.blocks:
+            continue
+        axes = blocks._axes(run)
+        cosine = 0.07 + 0.5 * axes["lambda"] ** 0.3 + rng.normal(0, 0.01)
+        accuracy = 0.3 + 0.9 * cosine if run.setting == "bottleneck" else 0.95 + rng.normal(0, 0.005)
+        blind = 0.2 if run.setting == "bottleneck" else accuracy
+        blocks.store.write(run, blocks.keys[run.name], axes, measured(accuracy, blind, cosine))
+    failed = blocks.runs[0]
+    blocks.store.write(failed, blocks.keys[failed.name], blocks._axes(failed),
+                       {"status": store.FAILED, "error": "train lvr: the loss is not finite"})  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    blocks = study(tmp_path_factory.mktemp("made"))
+    fill(blocks)
+    return blocks, report.write(blocks)
+
+
+def files(page: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in page.parent.iterdir() if p.is_file()}
+
+
+def test_the_same_results_give_the_same_bytes_anywhere(made, tmp_path):
+    blocks, page = made
+    first = files(page)
+    assert {"README.md", "headline.svg"} <= set(first) and sum(map(len, first.values())) < 200_000
+    assert files(report.write(blocks)) == first
+    other = study(tmp_path)
+    fill(other)
+    assert files(report.write(other)) == first
+
+
+def test_each_outcome_of_a_prediction_is_told(made):
+    lines = made[1].read_text().splitlines()
+    row = {name: next(line for line in lines if f"It is said of {name}." in line) for name in
+           ("what holds", "what fails", "what is open", "what has no runs")}  # fmt: skip
+    assert "**held**" in row["what holds"] and row["what holds"].endswith("| held |")
+    assert "**failed**" in row["what fails"] and "**undecided**" in row["what is open"]
+    assert "| 0 | – | **undecided** | – | undecided |" in row["what has no runs"]
+    assert any(line.startswith("Written down with their bounds before the first run. Of 4, 1 held, 1 failed, 2 "
+                               "undecided;") for line in lines)  # fmt: skip
+
+
+def test_no_run_is_left_out(made):
+    blocks, page = made
+    said = page.read_text()
+    assert "failed: `lvr lambda=0` (train lvr: the loss is not finite)" in said
+    assert "Block trajectories, not run (all of it): `lvr at=60`" in said
+    assert "Shared parameters (latents and weights moved between checkpoints): not run." in said
+    rows = [line.strip("| ").split(" | ") for line in said.split("## What was run")[1].split("##")[0].splitlines()]
+    counts = {row[0]: [int(cell) for cell in row[1:]] for row in rows if len(row) == 5 and row[1].isdigit()}
+    assert counts == {"lambda, plain": [9, 8, 1, 0], "lambda, bottleneck": [9, 9, 0, 0], "training time": [6, 0, 0, 6]}
+    assert len(runs(blocks.config, blocks.workdir)) == 24
+
+
+def test_printed_parts_sum_to_the_printed_accuracy(made):
+    rows = [line.split(" | ") for line in made[1].read_text().splitlines() if line.startswith("| `")]
+    number = lambda cell: float(cell.split(" [")[0].replace("−", "-"))  # noqa: E731
+    assert len(rows) == 6
+    for row in rows:
+        accuracy, blind, through = (number(row[n]) for n in (2, 4, 5))
+        assert accuracy == pytest.approx(blind + through, abs=1e-9), row
+
+
+def test_two_blocks_with_opposite_relations_are_not_pooled(made):
+    found = report.gather(made[0])
+    lines = {line.label: line for line in found.lines}
+    assert {"lambda, plain", "lambda, bottleneck"} <= set(lines)
+    assert [line.label for line in found.panels] == ["lambda, plain", "lambda, bottleneck"]
+    line = lines["lambda, bottleneck"]
+    assert [line.place(seeds[0]) for seeds in line.ordered] == [0.0, 0.1, 1.0]
+    assert "No correlation over all of them together is given" in text.page(found)
+
+
+def test_a_result_of_an_older_study_does_not_count(tmp_path):
+    blocks = study(tmp_path)
+    fill(blocks)
+    run = blocks.runs[1]
+    stored = blocks.store.read(run)
+    blocks.store.path(run).write_text(json.dumps({**stored, "key": "older"}))
+    block = report.gather(blocks).blocks[0]
+    assert run.name in block.missing and len(block.checkpoints) == 7
+
+
+@pytest.mark.parametrize("damage, message", [
+    (lambda path: path.write_text(path.read_text()[:100]), "not JSON"),
+    (lambda path: path.write_text(json.dumps({**json.loads(path.read_text()), "blocks": ["other"]})),
+     "is of block 'other', expected some of lambda_plain, lambda_bottleneck, trajectories"),
+    (lambda path: path.write_text(path.read_text().replace('"format": 1', '"format": 2')), "format is 2, expected 1"),
+    (lambda path: path.write_text(path.read_text().replace('"lost"', '"last"')), "'lost' cannot be read"),
+    (lambda path: path.write_text(path.read_text().replace('"gained": 4', '"gained": 5')), "expected clean \\+ gained"),
+    (lambda path: path.write_text(path.read_text().replace('"items": 400', '"items": 401')), "those of the clean pass"),
+])  # fmt: skip
+def test_a_damaged_result_is_refused_by_name_in_one_line(tmp_path, damage, message):
+    blocks = study(tmp_path)
+    fill(blocks)
+    path = blocks.store.path(blocks.runs[2])
+    damage(path)
+    with pytest.raises(JsonError, match=message) as error:
+        report.gather(blocks)
+    assert str(error.value).startswith(str(path)) and "\n" not in str(error.value)
+
+
+def test_a_study_without_any_result_has_a_page_that_says_so(tmp_path):
+    said = report.write(study(tmp_path)).read_text()
+    assert "Of 4, 0 held, 0 failed, 4 undecided" in said and "not run (all of it)" in said
+    assert "headline.svg" not in said

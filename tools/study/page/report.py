@@ -1,0 +1,170 @@
+"""Makes the page of a study in blocks from its stored results alone, and writes it with its figures beside them."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lvr_jax.files.json_io import JsonError, read_object
+from lvr_jax.files.whole_file import write_whole
+from lvr_jax.prism.report.page import image_bytes
+from study import store
+from study.blocks import Blocks, chosen
+from study.page import text
+from study.page.estimates import counted, estimate, in_words
+from study.page.findings import Checkpoint, Line
+
+PAGE, SHARED = "README.md", "shared.json"
+COMMAND = "python tools/reproduce.py --config configs/full_study.py --workdir runs/full_study"
+# Block -> its title, and what it asks. A block that is not here goes by its name.
+TITLES = {
+    "lambda_plain": (
+        "lambda, plain",
+        "The picture is visible to all. Does accuracy follow cosine when the weight of the reconstruction loss is all "
+        "that varies, and by which way?",
+    ),
+    "lambda_bottleneck": (
+        "lambda, bottleneck",
+        "Only the latents see the picture. Training feeds them by teacher forcing, so that the reconstruction loss "
+        "alone makes them informative. Does cosine tell who answers here?",
+    ),
+    "lambda_rollout": (
+        "lambda, bottleneck with rollout",
+        "The same, but trained on the latents that the model makes itself, so that cross-entropy reaches them. Does "
+        "the relation vanish again?",
+    ),
+    "variants": (
+        "the paper's variants", "Noise, decoupling and progressive stages, and the stages with LVR's weight."
+    ),
+    "targets": ("targets", "Does what is regressed matter, and does it pass through the network?"),
+    "routing": ("routes by position", "A check alone, for both routes update the same matrices."),
+    "dial": (
+        "informativeness dial",
+        "A share of the asked digit is black. Latents with its content could give what the picture lacks: does "
+        "reliance grow with the dose?",
+    ),
+    "trajectories": ("training time", "Earlier states of the same runs: do cosine and accuracy rise together in time?"),
+}
+# What a line may run along, the first that varies.
+ALONG = ("at", "lambda", "dark", "noise", "until")
+
+
+def write(blocks: Blocks) -> Path:
+    """Writes page and figures beside the results; returns the page. The same results give the same bytes."""
+    folder = blocks.store.folder.parent
+    found = gather(blocks)
+    for name, figure in text.figures(found).items():
+        write_whole(folder / name, image_bytes(figure, "svg"))
+    write_whole(folder / PAGE, text.page(found))
+    return folder / PAGE
+
+
+def gather(blocks: Blocks) -> text.Findings:
+    """The findings of a study. Raises JsonError, naming the file, for a result that is damaged or of another study."""
+    _refuse_strangers(blocks)
+    results, _ = blocks.results()
+    done, failed = {}, {}
+    for result in results:
+        if result["status"] == store.FAILED:
+            failed[result["name"]] = str(result["error"])
+        else:
+            done[result["name"]] = _checkpoint(result, blocks)
+    every = tuple(_block(name, blocks, done, failed) for name in blocks.config.order)
+    predictions = []
+    for p in blocks.config.predictions:
+        sides = [tuple(done[r["name"]] for r in chosen(results, p, which) if r["name"] in done) if which in p else ()
+                 for which in ("where", "against")]  # fmt: skip
+        low, high = (float(sign) if p[side] is None else float(p[side]) for side, sign in (("low", "-inf"),
+                                                                                            ("high", "inf")))
+        predictions.append(text.Prediction(TITLES.get(p["block"], (p["block"],))[0], p["statement"], in_words(p), low,
+                                           high, estimate(p, *sides), counted(p, *sides)))  # fmt: skip
+    lines = tuple(line for block in every for line in lines_of(block))
+    panels = tuple(line for line in lines if line.along == "lambda")
+    dial = next((line for line in lines if line.along == "dark"), Line("", "dark", ()))
+    return text.Findings(every, tuple(predictions), (*lines, *seeds_of(done.values())), panels, dial,
+                         _shared(blocks.store.folder.parent / SHARED), COMMAND)  # fmt: skip
+
+
+def _refuse_strangers(blocks: Blocks) -> None:
+    for path in sorted(blocks.store.folder.glob("*.json")):
+        result = read_object(path)
+        if result.get("format") != store.FORMAT:
+            raise JsonError(f"{path}: format is {result.get('format')!r}, expected {store.FORMAT}")
+        if result.get("status") not in (store.DONE, store.FAILED):
+            raise JsonError(f"{path}: status is {result.get('status')!r}, expected {store.DONE} or {store.FAILED}")
+        named = result.get("blocks")
+        if not isinstance(named, list) or not named:
+            raise JsonError(f"{path}: blocks is {named!r}, expected a list of names")
+        unknown = [name for name in named if name not in blocks.config.order]
+        if unknown:
+            raise JsonError(f"{path}: is of block {unknown[0]!r}, expected some of {', '.join(blocks.config.order)}")
+
+
+def _checkpoint(result: Mapping[str, Any], blocks: Blocks) -> Checkpoint:
+    """A result as a record, its counts checked against each other."""
+    run = next(run for run in blocks.runs if run.name == result["name"])
+    path = blocks.store.path(run)
+    try:
+        found = Checkpoint.of(result)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise JsonError(f"{path}: {error} cannot be read, expected the fields of tools/study/store.py") from error
+    for name, c in found.conditions.items():
+        if not (c.own + c.gained - c.lost == c.right and 0 <= c.right <= c.items >= c.own >= 0):
+            raise JsonError(f"{path}: conditions.{name} has n {c.items}, clean {c.own}, gained {c.gained}, lost "
+                            f"{c.lost} and right {c.right}, expected clean + gained - lost = right")  # fmt: skip
+    if not 0 <= found.right <= found.items:
+        raise JsonError(f"{path}: audit has {found.right} right of {found.items} items")
+    try:
+        _ = found.through
+    except ValueError as error:
+        raise JsonError(f"{path}: {error}") from error
+    return found
+
+
+def _block(name: str, blocks: Blocks, done: Mapping[str, Checkpoint], failed: Mapping[str, str]) -> text.Block:
+    title, question = TITLES.get(name, (name.replace("_", " "), ""))
+    planned = [run.name for run in blocks.runs if name in run.blocks]
+    return text.Block(
+        name, title, question, tuple(planned), tuple(done[n] for n in planned if n in done),
+        {n: failed[n] for n in planned if n in failed},
+    )  # fmt: skip
+
+
+def _shared(path: Path) -> dict[str, Any] | None:
+    return read_object(path) if path.exists() else None
+
+
+def lines_of(block: text.Block) -> list[Line]:
+    """The block's checkpoints as lines along the one axis that varies; without one, as points along their cosine.
+
+    States of several trained runs are a line for each run.
+    """
+    there = [c for c in block.checkpoints if c.cosine is not None]
+    if not there:
+        return []
+    axes = [name for name in there[0].axes if len({_known(c.axes.get(name)) for c in there}) > 1]
+    along = next((name for name in ALONG if name in axes), None)
+    if along is None or (along != "at" and len(axes) > 1):
+        return [Line(block.title, "cosine", tuple(there))]
+    groups: dict[tuple, list[Checkpoint]] = {}
+    for c in there:
+        groups.setdefault(tuple(_known(c.axes[name]) for name in axes if name != along), []).append(c)
+    if len(groups) == 1:
+        return [Line(block.title, along, tuple(there))]
+    labels = [" ".join(f"{value}" for value in key) for key in groups]
+    return [Line(f"{block.title}: {label}", along, tuple(each)) for label, each in zip(labels, groups.values())]
+
+
+def seeds_of(every: Sequence[Checkpoint], least: int = 3) -> list[Line]:
+    """The seeds of the recipe that has most of them, the first of these."""
+    by_recipe: dict[str, list[Checkpoint]] = {}
+    for c in every:
+        if c.cosine is not None:
+            by_recipe.setdefault(c.recipe, []).append(c)
+    most = max(by_recipe.values(), key=len, default=[])
+    apart = tuple(dataclasses.replace(c, recipe=c.name) for c in most)
+    return [Line(f"seeds of {most[0].recipe}", "cosine", apart)] if len(most) >= least else []
+
+
+def _known(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
