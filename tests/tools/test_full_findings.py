@@ -15,7 +15,7 @@ from study.page.findings import BLIND, Checkpoint, Counts
 
 def checkpoint(right=90, blind=80, items=100, **fields):
     counts = Counts(items, right, blind, max(blind - right, 0), max(right - blind, 0))
-    made = {"name": "lvr", "block": "1", "line": "lambda", "recipe": "lvr", "seed": 0, "along": 0.1, "cosine": 0.5,
+    made = {"name": "lvr", "blocks": ("lambda",), "recipe": "lvr", "seed": 0, "axes": {"lambda": 0.1}, "cosine": 0.5,
             "free": 0.4, "conditions": {BLIND: counts}}  # fmt: skip
     return Checkpoint(items=items, right=right, **{**made, **fields})
 

@@ -112,6 +112,8 @@ def slope(x, y, level: float = 0.95) -> Interval | None:
     x, y = np.asarray(x, float), np.asarray(y, float)
     if len(x) < 3 or np.ptp(x) == 0:
         return None
+    if np.ptp(y) == 0:
+        return Interval(0.0, 0.0, 0.0)
     found = stats.linregress(x, y)
     half = stats.t.ppf((1 + level) / 2, len(x) - 2) * found.stderr
     return Interval(float(found.slope), float(found.slope - half), float(found.slope + half))

@@ -7,6 +7,7 @@ from scipy import stats
 from lvr_jax.prism.statistics import nested
 from lvr_jax.prism.statistics.across_variants import pearson
 from lvr_jax.prism.statistics.correlation_intervals import fisher
+from lvr_jax.prism.statistics.intervals import Interval
 
 
 def simpson(rng, inside=30.0, among=-60.0, noise=1.0):
@@ -79,6 +80,7 @@ def test_simple_intervals_are_scipys():
     assert line.point == pytest.approx(expected.slope)
     assert line.high - line.point == pytest.approx(stats.t.ppf(0.975, 2) * expected.stderr)
     assert nested.difference([1, 1], [0, 0]).low == 1
+    assert nested.slope(x, [2, 2, 2, 2]) == Interval(0.0, 0.0, 0.0)
 
 
 def test_what_so_many_checkpoints_can_show():

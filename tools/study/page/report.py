@@ -53,6 +53,7 @@ def write(blocks: Blocks) -> Path:
     """Writes page and figures beside the results; returns the page. The same results give the same bytes."""
     folder = blocks.store.folder.parent
     found = gather(blocks)
+    folder.mkdir(parents=True, exist_ok=True)
     for name, figure in text.figures(found).items():
         write_whole(folder / name, image_bytes(figure, "svg"))
     write_whole(folder / PAGE, text.page(found))

@@ -5,6 +5,7 @@ Every sentence that states a result is made of the numbers, so that none can dis
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -39,6 +40,12 @@ class Block:
     def missing(self) -> list[str]:
         done = {c.name for c in self.checkpoints} | set(self.failed)
         return [name for name in self.planned if name not in done]
+
+    @property
+    def recipes(self) -> dict[str, list[Checkpoint]]:
+        """Seeds by recipe, in the order that was planned, whichever of them failed."""
+        order = list(dict.fromkeys(re.sub(r" seed \d+$", "", name) for name in self.planned))
+        return dict(sorted(recipes(self.checkpoints).items(), key=lambda item: order.index(item[0])))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +117,8 @@ def page(found: Findings) -> str:
     """The page as Markdown."""
     judgements = judged.judge([p.estimate for p in found.predictions], [(p.low, p.high) for p in found.predictions])
     parts = [
-        _opening(found), _run(found), _predictions(found, judgements), _relations(found), _decomposition(found),
+        _opening(found), _short(found, judgements), _run(found), _predictions(found, judgements), _relations(found),
+        _decomposition(found),
         *(_block(found, block) for block in found.blocks if block.checkpoints),
         shared_section.section(found.shared, FIGURES["transplants"]), _limits(found), _method(found),
     ]  # fmt: skip
@@ -131,6 +139,18 @@ def _opening(found: Findings) -> str:
     if any(c.cosine is not None for line in found.lines for c in line.checkpoints):
         said += [f"![Accuracy against cosine, by what varies]({FIGURES['headline']})", _caption(found)]
     return "\n\n".join(said)
+
+
+def _short(found: Findings, judgements: Sequence[judged.Judgement]) -> str:
+    """The predictions by what became of them, in their own words, with their estimates."""
+    said = []
+    for word in WORDS:
+        claims = [f"{p.claim} ({p.quantity} {limits(j.interval)})" for p, j in zip(found.predictions, judgements)
+                  if j.stands == word]  # fmt: skip
+        if claims:
+            said.append(f"- **{word[0].upper()}{word[1:]}**, {len(claims)} of {len(judgements)}: " + " ".join(claims))
+    return "\n".join(["## In short", "", "What was predicted before the first run, corrected for asking all of it "
+                      "together:", "", *said]) if said else ""  # fmt: skip
 
 
 def _caption(found: Findings) -> str:
@@ -260,7 +280,7 @@ COLUMNS = {
 
 def _block(found: Findings, block: Block) -> str:
     rows = []
-    for recipe, seeds in recipes(block.checkpoints).items():
+    for recipe, seeds in block.recipes.items():
         means = {measure: average(seeds, measure) for measure, _, _ in COLUMNS.values()}
         if means["through"]:
             means["through"] = _rest(means["accuracy"], means["blind"], means["through"])
@@ -307,7 +327,7 @@ def _told(block: Block) -> str:
 
 def _limits(found: Findings) -> str:
     seeds = sorted({c.seed for c in found.checkpoints})
-    single = [recipe for b in found.blocks for recipe, each in recipes(b.checkpoints).items() if len(each) == 1]
+    single = [recipe for b in found.blocks for recipe, each in b.recipes.items() if len(each) == 1]
     points = [
         "One base of 1.24 million parameters and one kind of question (which digit, which colour, in a drawn scene): "
         "signs and mechanisms, not sizes that would carry over to a network of billions.",
