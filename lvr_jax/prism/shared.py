@@ -11,6 +11,7 @@ import dataclasses
 import itertools
 import json
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -52,12 +53,12 @@ def run(config: ConfigDict, workdir, *, progress: bool = True, say: Callable[[st
     }
     study = _Shared(audits, say)
     study.check()
-    found = plain({
+    found = _rounded(plain({
         "format": FORMAT, "checkpoints": list(labels), "items": len(study.first.items.ids),
         "conditions": [c.name for c in study.conditions],
         "latents": study.latents(), "transplants": study.transplants(config.groups),
         "spectra": study.spectra(config.base) if config.base else {},
-    })  # fmt: skip
+    }))  # fmt: skip
     write_whole(workdir / "shared.json", json.dumps(found, indent=1, sort_keys=True, allow_nan=False) + "\n")
     return found
 
@@ -211,6 +212,15 @@ def cosine(a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.ndarray]) -
     each = np.where(both, (x.astype(np.float64) * y).sum(-1) / np.where(both, norms, 1), 0)
     count = both.sum((1, 2))
     return float((each.sum((1, 2))[count > 0] / count[count > 0]).mean()) if count.any() else None
+
+
+def _rounded(value: Any) -> Any:
+    """Numbers to six digits, more than any of them means."""
+    if isinstance(value, dict):
+        return {key: _rounded(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_rounded(each) for each in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def _on_host(params: dict) -> dict:

@@ -16,7 +16,8 @@ from study.page.findings import Checkpoint, Line
 
 PAGE, SHARED = "README.md", "shared.json"
 COMMAND = "python tools/reproduce.py --config configs/full_study.py --workdir runs/full_study"
-# Block -> its title, and what it asks. A block that is not here goes by its name.
+# Blocks of the design with their titles and what they ask. A block that is not here goes by its name; one that a study
+# lacks is said to be missing.
 TITLES = {
     "lambda_plain": (
         "lambda, plain",
@@ -82,7 +83,8 @@ def gather(blocks: Blocks) -> text.Findings:
     lines = tuple(line for block in every for line in lines_of(block))
     panels = tuple(line for line in lines if line.along == "lambda")
     dial = next((line for line in lines if line.along == "dark"), Line("", "dark", ()))
-    return text.Findings(every, tuple(predictions), (*lines, *seeds_of(done.values())), panels, dial,
+    unplanned = tuple(title for name, (title, _) in TITLES.items() if name not in blocks.config.order)
+    return text.Findings(every, unplanned, tuple(predictions), (*lines, *seeds_of(done.values())), panels, dial,
                          _shared(blocks.store.folder.parent / SHARED), COMMAND)  # fmt: skip
 
 

@@ -68,11 +68,13 @@ class Prediction:
 class Findings:
     """All that the page is made of.
 
+    unplanned: titles of blocks that the design has and this study lacks
     lines: of the headline figure; panels: lines along lambda that are taken apart beside it; dial: along the share of
     the asked digit that is black; shared: what tools/transplant.py found (None: not run)
     """
 
     blocks: tuple[Block, ...]
+    unplanned: tuple[str, ...]
     predictions: tuple[Prediction, ...]
     lines: tuple[Line, ...]
     panels: tuple[Line, ...]
@@ -177,6 +179,7 @@ def _run(found: Findings) -> str:
             lines.append(f"- Block {b.name}, not run{whole}: {listed(b.missing)}.")
     if found.shared is None:
         lines.append("- Shared parameters (latents and weights moved between checkpoints): not run.")
+    lines += [f"- Designed, without runs in this study: {title}." for title in found.unplanned]
     return "\n".join([
         "## What was run", "", table(("block", "planned", "done", "failed", "not run"), rows), "",
         *(lines or ["Every planned run is done; none failed."]),

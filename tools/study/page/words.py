@@ -34,8 +34,8 @@ def plural(count: int, word: str) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
-    """A Markdown table; the first `left` columns are text, the others numbers."""
-    line = lambda cells: "| " + " | ".join(cells) + " |"  # noqa: E731
+    """A Markdown table; the first `left` columns are text, the others numbers. A cell may hold bars."""
+    line = lambda cells: "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"  # noqa: E731
     return "\n".join([line(head), line(["---"] * left + ["---:"] * (len(head) - left)), *map(line, rows)])
 
 
