@@ -30,6 +30,7 @@ from lvr_jax.files.lock import locked
 from lvr_jax.prism.experiment import BAD_INPUT
 from study import jobs as study
 from study.blocks import Blocks
+from study.page.report import write as write_page
 from study.summary import headline, write_report
 from study.workers import JobFailed, Stopped, Workers
 
@@ -85,6 +86,8 @@ def reproduce(config, workdir: Path) -> None:
     if "report" in wanted:
         say("report")
         page, table = blocks.report() if blocks else write_report(config, workdir)
+        if blocks:
+            page = write_page(blocks)
         print(headline(table))
         print(f"{page}  ({(time.monotonic() - began) / 60:.1f} minutes)")
 

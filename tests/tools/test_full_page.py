@@ -107,11 +107,14 @@ def test_the_same_results_give_the_same_bytes_anywhere(made, tmp_path):
 
 def test_each_outcome_of_a_prediction_is_told(made):
     lines = made[1].read_text().splitlines()
-    row = {name: next(line for line in lines if f"It is said of {name}" in line) for name in
+    assert any(line.startswith("- **Held**, 1 of 4: It is said of what holds.") for line in lines)
+    rows = [line for line in lines if line.startswith("| ")]
+    row = {name: next(line for line in rows if f"It is said of {name}" in line) for name in
            ("what holds", "what fails", "what is open", "what has no runs")}  # fmt: skip
     assert "**held**" in row["what holds"] and row["what holds"].endswith("| held |")
     assert "**failed**" in row["what fails"] and "**undecided**" in row["what is open"]
     assert "| 0 | – | **undecided** | – | undecided |" in row["what has no runs"]
+    assert "- **Undecided**, 2 of 4 (1 of them wait for runs): the table below has them." in lines
     assert any(line.startswith("Written down with their bounds before the first run. Of 4, 1 held, 1 failed, 2 "
                                "undecided;") for line in lines)  # fmt: skip
 
@@ -156,6 +159,20 @@ def test_two_blocks_with_opposite_relations_are_not_pooled(made):
     line = lines["lambda, bottleneck"]
     assert [line.place(seeds[0]) for seeds in line.ordered] == [0.0, 0.1, 1.0]
     assert "No correlation over all of them together is given" in text.page(found)
+
+
+def test_nothing_is_decided_while_a_run_is_missing(tmp_path):
+    """The estimate holds with and without the run; a failed one is no longer waited for."""
+    blocks = study(tmp_path)
+    fill(blocks)
+    judged_on = lambda: report.gather(blocks).predictions[0].judged_on(0.95)  # noqa: E731
+    assert judged_on().low > 0.7
+    run = next(run for run in blocks.runs if run.name == "bottleneck: lvr lambda=1 seed 2")
+    blocks.store.path(run).unlink()
+    assert judged_on() is None and report.gather(blocks).predictions[0].estimate(0.95).low > 0.7
+    assert "+1.00 [+1.00, +1.00] so far | **undecided**" in text.page(report.gather(blocks))
+    blocks.store.write(run, blocks.keys[run.name], blocks._axes(run), {"status": store.FAILED, "error": "stopped"})
+    assert judged_on().low > 0.7
 
 
 def test_a_result_of_an_older_study_does_not_count(tmp_path):

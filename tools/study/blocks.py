@@ -95,9 +95,14 @@ class Blocks:
         self.runs = runs(config, workdir)
         self.keys = {run.name: result_key(config, run) for run in self.runs}
         self.store = store.Store.of(config)
-        known = [{**self._axes(run), "setting": run.setting, "config": run.config, "seed": run.seed,
-                  "blocks": run.blocks} for run in self.runs]  # fmt: skip
+        known = [{**run["axes"], **{name: run[name] for name in ("setting", "config", "seed", "blocks")}}
+                 for run in self.planned()]  # fmt: skip
         check(config.predictions, config.order, known)
+
+    def planned(self) -> list[dict]:
+        """What a result says of its run, for every run of the study."""
+        return [{"name": run.name, "axes": self._axes(run), "setting": run.setting, "config": run.config,
+                 "seed": run.seed, "blocks": run.blocks} for run in self.runs]  # fmt: skip
 
     def finished(self) -> set[str]:
         """Names of runs whose results are there."""

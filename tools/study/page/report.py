@@ -72,14 +72,16 @@ def gather(blocks: Blocks) -> text.Findings:
         else:
             done[result["name"]] = _checkpoint(result, blocks)
     every = tuple(_block(name, blocks, done, failed) for name in blocks.config.order)
-    predictions = []
+    predictions, runs = [], blocks.planned()
     for p in blocks.config.predictions:
+        asked = {run["name"] for which in ("where", "against") if which in p for run in chosen(runs, p, which)}
+        waiting = len(asked - set(done) - set(failed))
         sides = [tuple(done[r["name"]] for r in chosen(results, p, which) if r["name"] in done) if which in p else ()
                  for which in ("where", "against")]  # fmt: skip
         low, high = (float(sign) if p[side] is None else float(p[side]) for side, sign in (("low", "-inf"),
                                                                                             ("high", "inf")))
         predictions.append(text.Prediction(TITLES.get(p["block"], (p["block"],))[0], p["statement"], in_words(p), low,
-                                           high, estimate(p, *sides), counted(p, *sides)))  # fmt: skip
+                                           high, estimate(p, *sides), counted(p, *sides), waiting))  # fmt: skip
     lines = tuple(line for block in every for line in lines_of(block))
     panels = tuple(line for line in lines if line.along == "lambda")
     dial = next((line for line in lines if line.along == "dark"), Line("", "dark", ()))

@@ -50,7 +50,11 @@ class Block:
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """What was written beforehand: the claim, the quantity in words, its bounds, and what estimates it at a level."""
+    """What was written beforehand: the claim, the quantity in words, its bounds, and what estimates it at a level.
+
+    checkpoints: units that the estimate rests on; waiting: runs that it is about and that have not ended. Until none is
+    left nothing is decided, so that no verdict depends on when it was looked at.
+    """
 
     block: str
     claim: str
@@ -59,6 +63,11 @@ class Prediction:
     high: float
     estimate: Callable[[float], Interval | None]
     checkpoints: int
+    waiting: int = 0
+
+    def judged_on(self, level: float) -> Interval | None:
+        """The estimate that a verdict may rest on."""
+        return None if self.waiting else self.estimate(level)
 
 
 # The page ------------------------------------------------------------------------------------------------------------
@@ -117,7 +126,7 @@ DIAL = {
 
 def page(found: Findings) -> str:
     """The page as Markdown."""
-    judgements = judged.judge([p.estimate for p in found.predictions], [(p.low, p.high) for p in found.predictions])
+    judgements = judged.judge([p.judged_on for p in found.predictions], [(p.low, p.high) for p in found.predictions])
     parts = [
         _opening(found), _short(found, judgements), _run(found), _predictions(found, judgements), _relations(found),
         _decomposition(found),
@@ -146,11 +155,16 @@ def _opening(found: Findings) -> str:
 def _short(found: Findings, judgements: Sequence[judged.Judgement]) -> str:
     """The predictions by what became of them, in their own words, with their estimates."""
     said = []
-    for word in WORDS:
+    for word in (judged.HELD, judged.FAILED):
         claims = [f"{p.claim} ({p.quantity} {limits(j.interval)})" for p, j in zip(found.predictions, judgements)
                   if j.stands == word]  # fmt: skip
         if claims:
             said.append(f"- **{word[0].upper()}{word[1:]}**, {len(claims)} of {len(judgements)}: " + " ".join(claims))
+    left = sum(j.stands == judged.UNDECIDED for j in judgements)
+    waiting = sum(bool(p.waiting) for p in found.predictions)
+    if left:
+        still = f" ({waiting} of them wait for runs)" if waiting else ""
+        said.append(f"- **Undecided**, {left} of {len(judgements)}{still}: the table below has them.")
     return "\n".join(["## In short", "", "What was predicted before the first run, corrected for asking all of it "
                       "together:", "", *said]) if said else ""  # fmt: skip
 
@@ -180,8 +194,11 @@ def _run(found: Findings) -> str:
     if found.shared is None:
         lines.append("- Shared parameters (latents and weights moved between checkpoints): not run.")
     lines += [f"- Designed, without runs in this study: {title}." for title in found.unplanned]
+    done, planned = (sum(len(getattr(b, which)) for b in found.blocks) for which in ("checkpoints", "planned"))
     return "\n".join([
-        "## What was run", "", table(("block", "planned", "done", "failed", "not run"), rows), "",
+        "## What was run", "",
+        f"{done} of {planned} runs are done; one that several blocks ask for is counted in each.", "",
+        table(("block", "planned", "done", "failed", "not run"), rows), "",
         *(lines or ["Every planned run is done; none failed."]),
     ])  # fmt: skip
 
@@ -190,7 +207,8 @@ def _predictions(found: Findings, judgements: Sequence[judged.Judgement]) -> str
     if not found.predictions:
         return ""
     rows = [
-        (p.block, p.claim, p.quantity, _bounds(p.low, p.high), str(p.checkpoints), limits(j.interval),
+        (p.block, p.claim, p.quantity, _bounds(p.low, p.high), str(p.checkpoints),
+         f"{limits(p.estimate(0.95))} so far" if p.waiting and p.checkpoints else limits(j.interval),
          f"**{j.verdict}**", NOTHING if math.isnan(j.holm) else p_value(j.holm).removeprefix("= "), j.stands)
         for p, j in zip(found.predictions, judgements)
     ]  # fmt: skip
@@ -201,7 +219,8 @@ def _predictions(found: Findings, judgements: Sequence[judged.Judgement]) -> str
         "## What was predicted, and whether it held",
         f"Written down with their bounds before the first run. Of {len(judgements)}, {alone}; corrected for asking all "
         f"of them (Holm), {together}. A prediction has held if the whole 95 % interval lies within its bounds, has "
-        "failed if all of it lies outside, and is undecided otherwise, or where there are too few checkpoints.",
+        "failed if all of it lies outside, and is undecided otherwise, or where there are too few checkpoints. While "
+        "runs that it is about are missing it is undecided, too, whatever the others say so far.",
         table(head, rows, 4),
     ])  # fmt: skip
 
