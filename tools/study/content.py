@@ -25,6 +25,7 @@ LATER: dict[str, Any] = {}
 
 
 def digest(known: object) -> str:
+    """A digest of plain values, whatever the order of fields."""
     return hashlib.sha256(json.dumps(known, sort_keys=True, default=list).encode()).hexdigest()
 
 

@@ -15,6 +15,7 @@ def shown_pair(shared: Mapping | None) -> tuple[str, str] | None:
 
 
 def section(shared: Mapping | None, picture: str) -> str:
+    """The section as Markdown, empty where nothing was run; picture: the figure's file."""
     if shared is None:
         return ""
     names, host_donor = shared["checkpoints"], shown_pair(shared)

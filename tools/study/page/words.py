@@ -30,6 +30,7 @@ def p_value(p: float) -> str:
 
 
 def plural(count: int, word: str) -> str:
+    """A count with its noun."""
     return f"{count} {word}" if count == 1 else f"{count} {word}s"
 
 
