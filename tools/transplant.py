@@ -1,7 +1,7 @@
 """Feeds checkpoints each other's latents, swaps parts of their weights, and measures how far training moved them.
 
-    python tools/transplant.py --config configs/transplant.py --config.checkpoint=sft_markers,lambda_zero,lvr \\
-        --config.base=tiny --config.benchmark=digit_search --config.options="size=200" --workdir runs/shared
+    python tools/transplant.py --config configs/transplant.py --config.checkpoint=markers,lambda_0,lvr \\
+        --config.base=qwen_3b --config.benchmark=vstar --config.folder=data/vstar --workdir runs/shared
 
 Checkpoints are folders of one network and latent system, Orbax or Hugging Face. Every network is scored clean, blind to
 its latents, without them, and with latents of others. The result is WORKDIR/shared.json; the same command goes on where

@@ -22,7 +22,9 @@ def section(shared: Mapping | None, picture: str) -> str:
     parts = ["## Block 9: shared parameters, directly", "",
              f"Each of {listed(names)} is fed the latents that each of them made for the same {shared['items']} "
              "questions; then each takes over one kind of another's weights, or one of its blocks. Intervals are over "
-             "questions here (Wilson, Tango), for there is one checkpoint of each.", "",
+             "questions here (Wilson, Tango), for there is one checkpoint of each."
+             + (" `sft_markers` was trained with a block's markers alone, and feeds latents that it never learnt to "
+                "make." if "sft_markers" in names else ""), "",
              "Accuracy of the reader (row) with the latents of the maker (column), and the change by it:", "",
              table(("reader", *names), [(f"`{reader}`", *(_fed(shared["latents"][reader][maker]) for maker in names))
                                         for reader in names])]  # fmt: skip
@@ -31,6 +33,8 @@ def section(shared: Mapping | None, picture: str) -> str:
     parts += ["", _transplant_table(shared["transplants"]), "", _equal(shared["transplants"])]
     if shared["spectra"]:
         parts += ["", _spectra(shared["spectra"])]
+    parts += ["", "Made by `tools/transplant.py` with `configs/transplant.py:study` of the checkpoints of "
+              "`python tools/reproduce.py --workdir runs/reproduce`, seed 0; its `shared.json` lies beside this page."]
     return "\n".join(parts).rstrip()
 
 

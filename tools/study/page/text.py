@@ -358,7 +358,9 @@ def _limits(found: Findings) -> str:
         *([f"One seed alone, and so no interval: {listed(single)}."] if single else []),
         "Fisher's intervals take checkpoints as independent. Seeds of one recipe are alike, so that intervals inside a "
         "block are somewhat too narrow; the mixed model is the one that knows of recipes.",
-        "Closing attention to the latents is an intervention, too: answers were trained with the latents in sight.",
+        "Closing attention to the latents is an intervention, too: answers were trained with the latents in sight. And "
+        "it leaves one way open: the token right after the block is picked at the last latent itself. Another item's "
+        "latents, which change that token too, tell where this matters.",
         "Cosine is that of teacher-forced latents, as the paper's. The paper's five points are of another network and "
         "another benchmark: drawn to be seen beside these, not pooled with them.",
     ]
