@@ -53,13 +53,13 @@ SETTINGS = {
 # Short names of what runs differ by: the fields of the config that a value sets.
 AXES = {
     "lambda": lambda value: {"reconstruction.points": ((0.0, float(value)),)},
-    # D-LVR's end of the reconstruction loss, as a share of the run.
-    "until": lambda value: {"reconstruction.points": ((0.0, 0.1), (float(value), 0.0)), "init.fork_at": float(value)},
     "target": lambda value: {"objective.target": value},
     "route": lambda value: {"objective.route": value},
     "noise": lambda value: {"objective.noise": float(value)},
     "steps": lambda value: {"steps": int(value)},
     "peak": lambda value: {"optimizer.peak": float(value)},
+    # D-LVR's end of the reconstruction loss, as a share of the run.
+    "until": lambda value: {"reconstruction.points": ((0.0, 0.1), (float(value), 0.0)), "init.fork_at": float(value)},
 }
 # Axes too: a checkpoint in lvr_jax/assets, the training's seed, and the step whose state is looked at, if it is not the
 # last one.

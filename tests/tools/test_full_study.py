@@ -1,0 +1,250 @@
+"""A study in blocks trains every run once, stores what finished apart from checkpoints, and does not do it again."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from ml_collections import ConfigDict
+
+from study import jobs as study
+from study import store
+from study.blocks import Blocks, chosen
+from study.workers import JobFailed, Workers
+
+ROOT = Path(__file__).resolve().parents[2]
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+
+def config(tmp_path: Path, blocks: dict[str, str], predictions=(), **changes) -> ConfigDict:
+    from configs import full_study
+
+    c = full_study.get_config()
+    c.blocks, c.order, c.predictions = ConfigDict(blocks), tuple(blocks), predictions
+    c.results = str(tmp_path / "results")
+    for name, value in changes.items():
+        c[name] = value
+    return c
+
+
+TWO = {"lambdas": "plain: lvr lambda=0|0.1", "variants": "plain: lvr, d_lvr until=0.3; bottleneck: lvr"}
+
+
+# Runs ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_that_two_blocks_ask_for_in_other_words_is_one_run_of_both(tmp_path):
+    found = Blocks(config(tmp_path, TWO, seeds=(0,)), tmp_path).runs
+    assert [(run.name, run.blocks) for run in found] == [
+        ("lvr lambda=0", ("lambdas",)), ("lvr", ("lambdas", "variants")), ("d_lvr until=0.3", ("variants",)),
+        ("bottleneck: lvr", ("variants",)),
+    ]  # fmt: skip
+
+
+def test_blocks_are_finished_in_order_and_runs_do_not_need_each_other(tmp_path):
+    jobs = study.jobs(config(tmp_path, TWO, seeds=(0, 1)), tmp_path)
+    ranks = {job.name: job.rank for job in jobs}
+    assert ranks["audit lvr lambda=0 seed 1"] < ranks["train d_lvr until=0.3"] < ranks["train bottleneck: lvr seed 1"]
+    assert all(job.after == ("convert tiny",) for job in jobs if job.stage == "train")
+    assert all("configs/prism.py:light" in job.command for job in jobs if job.stage == "audit")
+
+
+@pytest.mark.parametrize("blocks, said", [
+    ({"one": "lvr"}, "blocks.one has 'lvr', expected SETTING: RUNS"),
+    ({"one": "dark: lvr"}, "blocks.one has 'dark: lvr', expected SETTING: RUNS"),
+    ({"one": "plain: lvr, lvr lambda=0.1"}, "blocks.one asks for 'lvr' twice"),
+    ({"one": ""}, "blocks name nothing to train"),
+    ({"one": "plain: lvr warmth=3"}, "no field 'warmth'"),
+])  # fmt: skip
+def test_blocks_that_cannot_be_are_refused_by_name(tmp_path, blocks, said):
+    with pytest.raises(ValueError, match=said):
+        Blocks(config(tmp_path, blocks), tmp_path)
+
+
+# Keys ------------------------------------------------------------------------------------------------------------
+
+
+def keys(tmp_path, **changes) -> dict[str, str]:
+    return Blocks(config(tmp_path, TWO, **changes), tmp_path).keys
+
+
+def test_a_key_is_of_what_the_run_reads(tmp_path):
+    before = keys(tmp_path)
+    assert len(set(before.values())) == len(before)
+    assert keys(tmp_path / "elsewhere") == before, "wherever it is done"
+    assert keys(tmp_path, workers=7, draws=100, only="report") == before, "and however"
+    for changes in ({"questions": 10}, {"audited": 10}, {"conditions": "mean"}):
+        assert not set(keys(tmp_path, **changes).values()) & set(before.values()), changes
+    shorter = config(tmp_path, TWO)
+    shorter.train.steps = 10
+    assert not set(Blocks(shorter, tmp_path).keys.values()) & set(before.values())
+
+
+def test_a_key_leaves_out_what_training_does_not_read(tmp_path, monkeypatch):
+    from configs import lvr
+
+    before, made = keys(tmp_path), lvr.get_config
+
+    def other(size, **fields):
+        c = made(size)
+        c.update_from_flattened_dict(fields)
+        return c
+
+    monkeypatch.setattr(lvr, "get_config", lambda size="3b": other(size, **{"hang_minutes": 7.0, "log.every": 3}))
+    assert keys(tmp_path) == before
+    monkeypatch.setattr(lvr, "get_config", lambda size="3b": other(size, **{"optimizer.peak": 7.0}))
+    changed = keys(tmp_path)
+    assert {name for name in before if changed[name] != before[name]} == {n for n in before if "d_lvr" not in n}
+
+
+# Results ---------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_stored_by_its_key_is_not_done_again_and_another_key_is(tmp_path):
+    c = config(tmp_path, TWO, seeds=(0,))
+    blocks = Blocks(c, tmp_path)
+    run = blocks.runs[0]
+    blocks.store.write(run, blocks.keys[run.name], {}, {})
+    assert Blocks(c, tmp_path / "elsewhere").finished() == {run.name}
+    assert run.name not in {job.run for job in study.jobs(c, tmp_path, blocks.finished())}
+    assert not Blocks(config(tmp_path, TWO, seeds=(0,), questions=5), tmp_path).finished()
+    blocks.store.path(run).write_text("{")
+    assert not blocks.finished(), "nor is a damaged file one"
+
+
+def test_a_failed_run_is_stored_as_failed_and_the_others_go_on(tmp_path):
+    c = config(tmp_path, {"one": "plain: lvr, lvr lambda=0"}, seeds=(0,))
+    blocks = Blocks(c, tmp_path)
+    bad, good = blocks.runs
+
+    def job(name, run, code, *after):
+        made, program = tmp_path / f"{name}.out", tmp_path / f"{name}.py"
+        program.write_text(f"made = {str(made)!r}\n{code}")
+        return study.Job(name, "train", (str(program),), after, made, 1.0, "1", run=run)
+
+    jobs = [job("a", bad.name, "raise SystemExit('no more tea')"), job("b", bad.name, "open(made, 'w')", "a"),
+            job("c", good.name, "open(made, 'w')")]  # fmt: skip
+    with pytest.raises(JobFailed, match="1 jobs failed, the same command tries them again: a"):
+        blocks.run(jobs, jobs, Workers(tmp_path, 1), False)
+    assert (tmp_path / "c.out").exists() and not (tmp_path / "b.out").exists()
+    found = blocks.store.read(bad)
+    assert found["status"] == store.FAILED and found["error"] == "a: no more tea" and not blocks.finished()
+
+
+def test_the_committed_results_have_the_format_and_add_up():
+    """Counts of every condition are of the clean pass; accuracy is the blind part and the latents' part."""
+    for path in sorted((ROOT / "lvr_jax/assets/full_study/results").glob("*.json")):
+        result = json.loads(path.read_text())
+        assert result["format"] == store.FORMAT, path.name
+        if result["status"] == store.FAILED:
+            assert result["error"], path.name
+            continue
+        assert set(store.MEASURED) | {"training", "seconds", "axes", "key"} <= set(result), path.name
+        audit, blind = result["audit"], result["conditions"]["answer_blind_to_latents"]
+        assert (blind["n"], blind["clean"]) == (audit["items"], audit["right"]), path.name
+        for name, c in result["conditions"].items():
+            assert c["clean"] + c["gained"] - c["lost"] == c["right"], (path.name, name)
+            assert c["delta"] == pytest.approx((c["right"] - c["clean"]) / c["n"]), (path.name, name)
+
+
+# Predictions -----------------------------------------------------------------------------------------------------
+
+SOUND = {"name": "p", "block": "lambdas", "statement": "s", "direction": "up", "quantity": "difference",
+         "of": "accuracy", "where": {"lambda": 0.1}, "against": {"lambda": 0.0}, "low": 0.0, "high": None}  # fmt: skip
+
+
+@pytest.mark.parametrize("changes, said", [
+    ({"quantity": "luck"}, "has quantity 'luck'"), ({"block": "variant"}, "is of block 'variant'"),
+    ({"of": "beauty"}, "has of 'beauty'"), ({"low": None}, "has no bound"), ({"x": "cosine"}, "or have, 'x'"),
+    ({"where": {"lambda": 7}}, "chooses no run of lambdas"), ({"where": {"warmth": 7}}, "chooses by 'warmth'"),
+    ({"direction": "left"}, "has direction 'left'"),
+])  # fmt: skip
+def test_a_prediction_that_nothing_can_decide_is_refused(tmp_path, changes, said):
+    Blocks(config(tmp_path, TWO, (SOUND,)), tmp_path)
+    with pytest.raises(ValueError, match=said):
+        Blocks(config(tmp_path, TWO, (SOUND | changes,)), tmp_path)
+
+
+def test_the_full_studys_predictions_choose_runs_and_have_names_of_their_own(tmp_path):
+    from configs import full_study
+
+    c = full_study.get_config()
+    Blocks(c, tmp_path)
+    assert len({p["name"] for p in c.predictions}) == len(c.predictions)
+    assert {p["block"] for p in c.predictions} == set(c.order), "every block is predicted"
+
+
+def test_a_prediction_chooses_among_the_results_of_its_block():
+    results = [{"axes": {"lambda": v}, "setting": "plain", "config": "lvr", "seed": s, "blocks": [b]}
+               for v in (0.0, 0.1) for s in (0, 1) for b in ("lambdas", "variants")]  # fmt: skip
+    found = chosen(results, SOUND)
+    assert [(r["axes"]["lambda"], r["seed"]) for r in found] == [(0.1, 0), (0.1, 1)]
+    assert all(r["blocks"] == ["lambdas"] for r in found)
+    assert len(chosen(results, SOUND | {"where": {"lambda": (0.0, 0.1), "seed": 1}})) == 2
+    assert len(chosen(results, SOUND, "against")) == 2
+
+
+# The whole -------------------------------------------------------------------------------------------------------
+
+MINIATURE = """
+from configs import full_study
+from ml_collections import ConfigDict
+
+def get_config():
+    c = full_study.get_config()
+    c.blocks = ConfigDict({{"one": "plain: lvr lambda=0|0.1", "two": "plain: lvr; bottleneck: lvr"}})
+    c.order, c.predictions, c.seeds, c.results = ("one", "two"), (), (0,), {results!r}
+    c.train.steps, c.train.rows, c.questions, c.audited, c.draws, c.workers = 5, 4, 12, 12, 200, 1
+    return c
+"""
+
+
+def study_in(folder: Path, *more: str, results: Path) -> subprocess.Popen:
+    folder.mkdir(exist_ok=True)
+    (folder / "miniature.py").write_text(MINIATURE.format(results=str(results)))
+    command = [sys.executable, str(ROOT / "tools/reproduce.py"), "--config", str(folder / "miniature.py"), "--workdir",
+               str(folder / "work"), "--noprogress", *more]  # fmt: skip
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                            env={**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"})  # fmt: skip
+
+
+def measured(results: Path) -> dict[str, dict]:
+    """What is stored, but for the time that it took."""
+    found = {path.name: json.loads(path.read_text()) for path in sorted(results.glob("*.json"))}
+    return {name: {k: v for k, v in result.items() if k != "seconds"} for name, result in found.items()}
+
+
+@pytest.mark.slow
+def test_two_blocks_end_to_end_and_killed_in_between_with_the_same_results(tmp_path):
+    """Killed when the first result is stored, it goes on to the same results as a study that was left alone, and makes
+    its report from results without a checkpoint."""
+    whole = study_in(tmp_path / "whole", results=tmp_path / "whole-results")
+    out, error = whole.communicate(timeout=900)
+    assert whole.returncode == 0, error
+    found = measured(tmp_path / "whole-results")
+    assert set(found) == {"lvr.json", "lvr-lambda-0.json", "bottleneck-lvr.json"}
+    assert found["lvr.json"]["blocks"] == ["one", "two"] and found["bottleneck-lvr.json"]["cosine"] is not None
+
+    results = tmp_path / "killed-results"
+    (tmp_path / "killed/work").mkdir(parents=True)
+    (tmp_path / "killed/work/compiled").symlink_to(tmp_path / "whole/work/compiled")
+    killed = study_in(tmp_path / "killed", results=results)
+    while not list(results.glob("*.json")):
+        assert killed.poll() is None, killed.stderr.read()
+        try:
+            killed.wait(0.1)
+        except subprocess.TimeoutExpired:
+            pass
+    killed.kill()
+    killed.communicate()
+    again = study_in(tmp_path / "killed", results=results)
+    assert again.wait(900) == 0, again.stderr.read()
+    assert measured(results) == found
+
+    report = study_in(tmp_path / "report", "--config.only=report", results=results)
+    out, error = report.communicate(timeout=120)
+    assert report.returncode == 0 and "nothing to train or measure" in error, error
+    assert "bottleneck: lvr" in out and not (tmp_path / "report/work/runs").exists()
