@@ -13,6 +13,7 @@ Exit status: 0 done, 1 failed, 2 bad input.
 """
 
 import argparse
+import io
 import os
 import re
 import string
@@ -21,6 +22,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import lvr_jax
+from lvr_jax.command.stopping import end_at_signal
 
 SCENES = 8          # the one that is asked about, and donors
 SMALL = 50e6        # bytes of a checkpoint
@@ -55,7 +57,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     of_the_question = (options.options, options.answer, options.box, options.donor or None)
     if options.question is None and any(given is not None for given in of_the_question):
         parser.error("--options, --answer, --box and --donor are of a --question, which is missing")
-    if options.save and not options.save.lower().endswith((".png", ".pdf", ".svg")):
+    if options.save and Path(options.save).suffix.lower() not in (".png", ".pdf", ".svg"):
         parser.error(f"--save is {options.save!r}, expected a name that ends in .png, .pdf or .svg")
     if options.save and not Path(options.save).absolute().parent.is_dir():
         parser.error(f"--save is {options.save!r}, and its folder does not exist")
@@ -65,7 +67,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def compile_for_one_question(checkpoint: str) -> None:
     """A small network is compiled without XLA's optimisations, which would take longer than all that they save in one
     answer. To be said before JAX is imported; whoever has set XLA_FLAGS has the last word."""
-    size = sum(path.stat().st_size for path in Path(checkpoint).rglob("*") if path.is_file())
+    folder = Path(checkpoint)
+    # Weights lie in the folder itself or in params/; whatever else was named may be a whole disk.
+    held = [*folder.glob("*.safetensors"), *(folder / "params").rglob("*")]
+    size = sum(path.stat().st_size for path in held if path.is_file())
     if 0 < size < SMALL:
         os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
@@ -73,6 +78,7 @@ def compile_for_one_question(checkpoint: str) -> None:
 def items_of(options: argparse.Namespace) -> list:
     """What is asked, first, and what donors and means are made of. Pictures are read here, before any weights."""
     from lvr_jax.api.questions import Item, ItemError, options_of
+    from lvr_jax.data.digit_scenes import DigitSearch
     from lvr_jax.data.images import load_image
     from lvr_jax.files.image_io import is_turned
 
@@ -81,7 +87,8 @@ def items_of(options: argparse.Namespace) -> list:
         box = [float(x) for x in options.box.split(",")] if options.box is not None else None
     except ValueError:
         raise ItemError(f"--box is {options.box!r}, expected four numbers such as 0.1,0.2,0.4,0.5") from None
-    scenes = [] if options.image else lvr_jax.scenes(options.scene + SCENES)[options.scene :]
+    drawn = DigitSearch(size=options.scene + SCENES, split="test")      # those of lvr_jax.scenes
+    scenes = [] if options.image else [drawn[n] for n in range(options.scene, options.scene + SCENES)]
     pictures = [load_image(each) for each in options.image] if options.image else list(scenes[0].images)
     for turned in filter(is_turned, options.image or ()):
         print(f"ask: {turned} is shown to the model as it is stored, its EXIF rotation ignored", file=sys.stderr)
@@ -98,6 +105,7 @@ def ask(options: argparse.Namespace) -> None:
     compile_for_one_question(options.checkpoint)
     # Imported after the pictures were read: JAX takes a second or two.
     from lvr_jax.api.conditions import condition, needs_others
+    from lvr_jax.files.whole_file import write_whole
     from lvr_jax.latents.conditions import ConditionError
     from lvr_jax.training.compilation import use_compilation_cache
 
@@ -124,7 +132,9 @@ def ask(options: argparse.Namespace) -> None:
     if table:
         print(f"\n{table}")
     if options.save:
-        reply.draw(table).savefig(options.save, dpi=200)
+        picture = io.BytesIO()
+        reply.draw(table).savefig(picture, dpi=200, format=Path(options.save).suffix[1:].lower())
+        write_whole(options.save, picture.getvalue())
         print(f"\n{options.save}")
 
 
@@ -217,4 +227,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    end_at_signal("ask", then="nothing was kept")
     sys.exit(main())

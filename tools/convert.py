@@ -19,6 +19,11 @@ import os
 import signal
 import sys
 
+from lvr_jax.command.stopping import end_at_signal
+
+if __name__ == "__main__":          # what is imported below takes seconds
+    end_at_signal("convert", then="nothing was kept")
+
 # A converter needs no accelerator, and must not take one away from a training run beside it.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -74,8 +79,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
                 "--shard-gb", type=float, default=5.0, help="largest shard in GB where no original shards are known"
             )
     options = parser.parse_args(arguments)
-    if getattr(options, "shard_gb", 1) <= 0:
-        parser.error(f"--shard-gb is {options.shard_gb}, expected more than 0")
+    if not 1e-9 <= getattr(options, "shard_gb", 1) <= 1e9:      # NaN is neither
+        parser.error(f"--shard-gb is {options.shard_gb}, expected a number of GB")
     return options
 
 

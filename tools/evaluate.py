@@ -23,6 +23,11 @@ import os
 import sys
 import traceback
 
+from lvr_jax.command.stopping import end_at_signal
+
+if __name__ == "__main__":          # what is imported below takes seconds
+    end_at_signal("evaluate")
+
 import jax.numpy as jnp
 from absl import logging
 
@@ -51,7 +56,7 @@ from lvr_jax.training.partitioning import MeshError, make_cell, shardings
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 BAD_INPUT = (CheckpointError, ConfigError, SpecError, DataError, MeshError, HostsError, DistributedError)
-ROWS_A_DEVICE = 8
+ROWS_A_DEVICE, MOST_ROWS = 8, 2**16
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -89,6 +94,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
                 parser.error(f"--{name} is missing")
         if (options.output is None) == (options.workdir is None):
             parser.error("one of --output and --workdir is needed")
+    if options.batch is not None and options.batch > MOST_ROWS:
+        parser.error(f"--batch is {options.batch}, expected at most {MOST_ROWS}")
     for name in ("budget", "batch", "limit", "programs"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
             parser.error(f"--{name} is {getattr(options, name)}, expected at least 1")
@@ -118,6 +125,8 @@ def protocol_of(options: argparse.Namespace) -> protocols.Protocol:
     if options.budget is not None:
         for field in ("steps", "staged_steps"):
             budget = switches.get(field, getattr(base, field))
+            if not isinstance(budget, protocols.Budget):
+                raise BenchmarkError(f"protocol {base.name}: {field} is {budget!r}, expected {field}.accuracy=N")
             switches[field] = dataclasses.replace(budget, accuracy=options.budget)
     return protocols.protocol(options.protocol, **switches)
 

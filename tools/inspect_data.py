@@ -9,7 +9,7 @@ that the latents take, numbered in the order of the reply, and the sequence as a
 table of its tokens, which is printed as well). Any experiment will do, whose checkpoint need not be more than its
 config.json and tokenizer, and any config with `data` fields alone (lvr_jax/data/from_config.py).
 
-Exit status: 0 done, 1 failed, 2 bad input.
+Exit status: 0 done, 1 failed or stopped, 2 bad input.
 """
 
 import io
@@ -17,13 +17,18 @@ import sys
 import textwrap
 from pathlib import Path
 
+# Configs import each other as `configs.NAME`.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from lvr_jax.command.stopping import end_at_signal
+
+if __name__ == "__main__":          # what is imported below takes seconds
+    end_at_signal("inspect_data")
+
 import matplotlib
 import numpy as np
 from absl import app, flags
 from ml_collections import config_flags
-
-# Configs import each other as `configs.NAME`.
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from lvr_jax.checkpoints import CheckpointError
 from lvr_jax.command.arguments import parser
@@ -36,6 +41,7 @@ from lvr_jax.data.templates import TEMPLATES
 from lvr_jax.files.lock import locked
 from lvr_jax.files.whole_file import write_whole
 from lvr_jax.models.interface import ConfigError
+from lvr_jax.multihost.hosts import Stopped, StopSignal
 from lvr_jax.training.config_fields import ConfigFieldError
 from lvr_jax.training.experiment import data_of
 from lvr_jax.training.input import sources_of
@@ -214,7 +220,8 @@ def describe(sample: Sample, example: Example, data: from_config.DataConfig) -> 
 
 
 def inspect(
-    data: from_config.DataConfig, mask_boxes: bool, name: str | None, indices: list[str], output: Path, full: bool
+    data: from_config.DataConfig, mask_boxes: bool, name: str | None, indices: list[str], output: Path, full: bool,
+    stop: StopSignal,
 ) -> None:
     """Writes pictures and token tables of the examples asked for."""
     sources = {source.name: source.data for source in sources_of(data, mask_boxes)}
@@ -225,6 +232,7 @@ def inspect(
     encode = from_config.make_encode(data, tokenizer)
     output.mkdir(parents=True, exist_ok=True)
     for index in indices:
+        stop.check()
         if not index.isdecimal() or int(index) >= len(sources[name]):
             raise DataError(f"--index {index}: source {name!r} has {len(sources[name])} examples, numbered from 0")
         sample = sources[name][int(index)]
@@ -241,20 +249,23 @@ def inspect(
 
 
 def main(arguments) -> int:
+    stop = StopSignal()
     try:
         if len(arguments) > 1:
             raise DataError(f"argument {arguments[1]!r}: not expected (see --help)")
         config = CONFIG.value
         if config is None or "data" not in config:
             raise DataError("--config: expected a config file with `data` fields")
+        if not OUTPUT.value:
+            raise DataError("--output: empty, expected a folder for pictures and tables")
         experiment = "init" in config
         data = data_of(config) if experiment else from_config.DataConfig.read(config.data)
         masked = experiment and config.mask_boxes
         with locked(OUTPUT.value):
-            inspect(data, masked, SOURCE.value, INDEX.value, Path(OUTPUT.value), FULL.value)
+            inspect(data, masked, SOURCE.value, INDEX.value, Path(OUTPUT.value), FULL.value, stop)
     except (CheckpointError, ConfigError, ConfigFieldError, DataError) as error:
         return _refused(error)
-    except OSError as error:
+    except (Stopped, OSError) as error:
         return _refused(error, 1)
     return 0
 

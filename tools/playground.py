@@ -21,13 +21,15 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import lvr_jax
+from lvr_jax.command.stopping import end_at_signal
+from lvr_jax.files.marked import remove_marked
 
 HOST, PORT, LARGEST_UPLOAD = "127.0.0.1", 7860, 20 * 2**20
-_FOLDER = "lvr_jax_playground_"
+_FOLDER, _OURS = "lvr_jax_playground_", ".lvr_jax_playground"      # and the file that says whose it is
 
 
 class PortInUse(OSError):
@@ -70,11 +72,13 @@ def free_port(port: int) -> int:
 @contextmanager
 def own_folder() -> Iterator[str]:
     """A folder for uploads, removed at the end; of a process that was killed, by the next one that starts."""
-    for left in Path(tempfile.gettempdir()).glob(f"{_FOLDER}*"):
-        with _locked(left) as mine:
+    for left in Path(tempfile.gettempdir()).glob(f"{_FOLDER}*/{_OURS}"):
+        with _locked(left.parent) as mine:
             if mine:
-                shutil.rmtree(left, ignore_errors=True)
+                with suppress(OSError):         # another process is at it
+                    remove_marked(left.parent, _OURS)
     with tempfile.TemporaryDirectory(prefix=_FOLDER, ignore_cleanup_errors=True) as folder, _locked(Path(folder)):
+        (Path(folder) / _OURS).touch()
         yield folder
 
 
@@ -97,15 +101,27 @@ def _locked(folder: Path) -> Iterator[bool]:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
-    stopped = threading.Event()
+    stopped, serving = threading.Event(), False
+    held: list[str] = []
+
+    def stop(number, frame) -> None:
+        stopped.set()
+        if not serving:
+            # Opening a checkpoint takes a while and has nothing to lose. What is raised here would be swallowed where
+            # a library has called back.
+            _say("stopped")
+            for folder in held:
+                shutil.rmtree(folder, ignore_errors=True)
+            os._exit(0)
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda number, frame: stopped.set() if serving else sys.exit(0))
-    serving = False
+        signal.signal(number, stop)
     try:
         port = free_port(options.port)
         with own_folder() as folder:
             # Where Gradio puts uploads; read when it is imported.
             os.environ["GRADIO_TEMP_DIR"] = folder
+            held.append(folder)
             from lvr_jax.training.compilation import use_compilation_cache
 
             try:
@@ -140,4 +156,5 @@ def _end(error: object, status: int) -> int:
 
 
 if __name__ == "__main__":
+    end_at_signal("playground", lambda number: 0)
     sys.exit(main())

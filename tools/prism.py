@@ -18,11 +18,16 @@ import sys
 import traceback
 from pathlib import Path
 
-from absl import app, flags, logging
-from ml_collections import config_flags
-
 # Configs import each other as `configs.NAME`.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from lvr_jax.command.stopping import end_at_signal
+
+if __name__ == "__main__":          # what is imported below takes seconds
+    end_at_signal("prism")
+
+from absl import app, flags, logging
+from ml_collections import config_flags
 
 from lvr_jax.command.arguments import parser
 from lvr_jax.files.lock import locked
@@ -61,8 +66,6 @@ def main(arguments: list[str]) -> int:
         return hosts.leave(2, line(error))
     except (Stopped, MissingHost, OSError) as error:
         return hosts.leave(1, line(error))
-    except KeyboardInterrupt:                       # before anything was begun
-        return hosts.leave(1, line("stopped; the same command goes on from here"))
     except Exception as error:                      # a fault of the program: the other hosts must not wait
         if hosts.count == 1:
             raise

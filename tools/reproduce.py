@@ -17,22 +17,28 @@ import sys
 import time
 from pathlib import Path
 
-# The report is written here; the work itself is done by processes that choose for themselves.
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Configs import each other as `configs.NAME`.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from lvr_jax.command.stopping import end_at_signal
+
+if __name__ == "__main__":          # what is imported below takes seconds
+    end_at_signal("reproduce")
+
+# The report is written here; the work itself is done by processes that choose for themselves.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from lvr_jax.command.arguments import parser
 from lvr_jax.files.lock import locked
+from lvr_jax.multihost.hosts import Stopped, StopSignal
 from lvr_jax.prism.experiment import BAD_INPUT
 from study import jobs as study
 from study.blocks import Blocks
 from study.page.report import write as write_page
 from study.summary import headline, write_report
-from study.workers import JobFailed, Stopped, Workers
+from study.workers import JobFailed, Workers
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file (default: configs/reproduce.py).",
                                          lock_config=True)  # fmt: skip
@@ -42,23 +48,22 @@ PROGRESS = flags.DEFINE_bool("progress", True, "Show what is going on, and for h
 
 def main(arguments: list[str]) -> int:
     logging.set_verbosity(logging.ERROR)
+    stop = StopSignal()
     try:
         if len(arguments) > 1:
             raise ValueError(f"argument {arguments[1]!r}: not expected (see --help)")
         if not WORKDIR.value:
             raise ValueError("--workdir: missing, expected a folder for the results")
         with locked(WORKDIR.value):
-            reproduce(CONFIG.value, Path(WORKDIR.value).absolute())
+            reproduce(CONFIG.value, Path(WORKDIR.value).absolute(), stop)
     except (*BAD_INPUT, ValueError) as error:
         return _end(error, 2)
     except (JobFailed, Stopped, OSError) as error:
         return _end(error, 1)
-    except KeyboardInterrupt:
-        return _end("stopped; the same command goes on from here", 1)
     return 0
 
 
-def reproduce(config, workdir: Path) -> None:
+def reproduce(config, workdir: Path, stop: StopSignal) -> None:
     """Runs the stages of the study that the config asks for."""
     wanted = {stage.strip() for stage in config.only.split(",") if stage.strip()} or {*study.STAGES, "report"}
     if unknown := wanted - {*study.STAGES, "report"}:
@@ -80,12 +85,13 @@ def reproduce(config, workdir: Path) -> None:
     else:
         say("nothing to train or measure")
     if blocks:
-        blocks.run(todo, every, workers, PROGRESS.value)
+        blocks.run(todo, every, workers, PROGRESS.value, stop)
     else:
-        workers.run(todo, PROGRESS.value)
+        workers.run(todo, PROGRESS.value, stop=stop)
     if "report" in wanted:
         say("report")
-        page, table = blocks.report() if blocks else write_report(config, workdir)
+        stop.check()
+        page, table = blocks.report() if blocks else write_report(config, workdir, stop.check)
         if blocks:
             page = write_page(blocks)
         print(headline(table))

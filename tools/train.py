@@ -16,11 +16,16 @@ import sys
 import traceback
 from pathlib import Path
 
-from absl import app, flags, logging
-from ml_collections import config_flags
-
 # Configs import each other as `configs.NAME`.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from lvr_jax.command.stopping import end_at_signal
+
+if __name__ == "__main__":          # what is imported below takes seconds
+    end_at_signal("train", lambda number: 128 + number)
+
+from absl import app, flags, logging
+from ml_collections import config_flags
 
 from lvr_jax.command.arguments import parser
 
@@ -52,7 +57,7 @@ def main(arguments: list[str]) -> int:
     try:
         if arguments[1:]:
             raise ConfigFieldError(f"argument {arguments[1]!r} is not a flag; see --help")
-        if CONFIG.value is None or WORKDIR.value is None:
+        if CONFIG.value is None or not WORKDIR.value:
             raise ConfigFieldError("expected --config FILE[:SIZE] and --workdir FOLDER; see --help")
         initialize()
         hosts = Hosts.here("train", signals=False)

@@ -31,6 +31,10 @@ def audit(
     Raises one of prism.experiment.BAD_INPUT, one line.
     """
     config = _config("light" if light else "")
+    if not isinstance(checkpoint, str | Path | list | tuple):
+        raise experiment.PrismError(f"checkpoint is {checkpoint!r}, expected a folder or a list of them")
+    if workdir is not None and not (isinstance(workdir, str | Path) and str(workdir)):
+        raise experiment.PrismError(f"workdir is {workdir!r}, expected a folder, or None for a temporary one")
     folders = [checkpoint] if isinstance(checkpoint, str | Path) else list(checkpoint)
     asked = {"checkpoint": [str(each) for each in folders], "benchmark": benchmark, "folder": str(data or "")}
     _set(config, {**asked, **settings})

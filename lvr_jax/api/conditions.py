@@ -12,6 +12,7 @@ on with its last latent, an item without latents has zeros. Its `__name__` is th
 from __future__ import annotations
 
 import dataclasses
+import numbers
 import re
 from collections.abc import Callable, Sequence
 
@@ -48,7 +49,7 @@ NAMES: tuple[str, ...] = ("clean", *NAMED)
 # By number: the name before "=", or before the "_" of tables.
 NUMBERED: dict[str, Callable[[float], Named]] = {
     "noise": engine.absolute_noise, "relative_noise": engine.relative_noise,
-    "budget": lambda n: engine.budget(int(n)),
+    "budget": lambda n: engine.budget(_whole(n)),
 }  # fmt: skip
 _GIVEN = "lvr_jax.conditions.condition(function, NAME)"
 _NUMBER = re.compile(rf"({'|'.join(NUMBERED)})[=_]([0-9.eE+-]+)")
@@ -64,6 +65,8 @@ def condition(asked: Asked, name: str = "") -> Condition:
 
     name: another name for tables. Raises ConditionError, which lists the names that there are.
     """
+    if not isinstance(name, str):
+        raise ConditionError(f"name of a condition is {name!r}, expected a text")
     if isinstance(asked, Condition):
         made = asked
     elif isinstance(asked, Named):
@@ -106,11 +109,23 @@ def _parsed(text: str) -> Named:
     return _patch(made, patch, text)
 
 
+def _number(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise ConditionError(f"strength of a condition is {value!r}, expected a number")
+    return float(value)
+
+
+def _whole(value: object) -> int:
+    if not _number(value).is_integer():
+        raise ConditionError(f"budget is {value!r}, expected a whole number of latents")
+    return int(value)
+
+
 def _patch(made: Named, patch: str, text: str) -> Named:
     if not patch:
         return made
     position, colon, layer = patch.rpartition(":")
-    if not colon or not layer.isdigit():
+    if not colon or not layer.isdecimal():
         raise ConditionError(f"condition {text!r}: expected CONDITION|POSITION:LAYER, such as donor|latent_0:2")
     return engine.patched(made, position, int(layer))
 
@@ -149,7 +164,7 @@ def zero() -> Condition:
 
 def noise(sigma: float, relative: bool = False) -> Condition:
     """Gaussian noise added to each latent: sigma per dimension, or (relative) that share of the latent's norm."""
-    return Condition((engine.relative_noise if relative else engine.absolute_noise)(float(sigma)))
+    return Condition((engine.relative_noise if relative else engine.absolute_noise)(_number(sigma)))
 
 
 def norm_matched() -> Condition:
@@ -175,7 +190,7 @@ def oracle() -> Condition:
 
 def budget(latents: int) -> Condition:
     """So many latents a block."""
-    return Condition(engine.budget(int(latents)))
+    return Condition(engine.budget(_whole(latents)))
 
 
 def only(asked: Asked, *latents: int) -> Condition:

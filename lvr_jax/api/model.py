@@ -14,7 +14,7 @@ from lvr_jax.api import sweep as sweeps
 from lvr_jax.api.conditions import Asked as AskedCondition
 from lvr_jax.api.conditions import resolve
 from lvr_jax.api.pieces import Piece, pieces
-from lvr_jax.api.questions import Asked, Item, Picture, Questions, is_one
+from lvr_jax.api.questions import Asked, ItemError, Picture, Questions, is_one, item_of, several
 from lvr_jax.api.reply import Reply
 from lvr_jax.api.stream import Stream
 from lvr_jax.api.sweep import Sweep
@@ -65,6 +65,10 @@ def open_model(
     _protocol(protocol, budget, given)                      # refused before weights are read
     if dtype is not None and dtype not in DTYPES:
         raise DataError(f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")
+    if type(seed) is not int or not 0 <= seed < 2**32:
+        raise DataError(f"seed is {seed!r}, expected a whole number from 0, below 2**32")
+    if not isinstance(force_latents, bool):
+        raise DataError(f"force_latents is {force_latents!r}, expected True or False")
     compute = Compute.of_prompts(dtype)
     # Weights stored in bfloat16 stay so in float32: widened where they are used, the same network in half the memory.
     subject = open_subject(checkpoint, system=system, dtype=compute.dtype if compute.dtype.itemsize < 4 else None)
@@ -144,7 +148,10 @@ class Model:
         A latent comes when it is about to be fed, text when its last character is whole. Raises as `ask` does, at once.
         """
         whole = question is None and is_one(image)
-        items = self._items([image if whole else Item(image, question, options, **fields)])
+        if whole and (options is not None or fields):
+            raise ItemError("options and further fields are those of the item, expected it alone")
+        asked = image if whole else item_of({"image": image, "question": question, "options": options, **fields})
+        items = self._items([asked])
         (prompts,) = items.prompts()
         sweeper = self._sweeper(items, keep=(*KEPT, "attention@answer"), record=("attention",))
 
@@ -169,7 +176,9 @@ class Model:
             many as fit); progress: show a bar
         Raises ItemError, ImageError, ConditionError or SourceError, one line each.
         """
-        asked = [items] if is_one(items) else list(items)
+        asked = several(items)
+        if chunk is not None and (type(chunk) is not int or chunk < 1):
+            raise ConditionError(f"chunk is {chunk!r}, expected how many conditions at a time, 1 or more")
         wanted = list(conditions) if isinstance(conditions, list | tuple) else [conditions]
         extra, record = (("attention@answer",), ("attention",)) if attention else ((), ())
         return self._sweep(asked, wanted, keep=(*KEPT, *extra), record=record, chunk=chunk,
@@ -186,11 +195,11 @@ class Model:
         norm; None: all of them, [I, 1 + L, D]. An item without the position has NaN.
         Raises ConditionError for a position or a layer that does not exist, or if no item has the position.
         """
-        asked = [items] if is_one(items) else list(items)
+        asked = several(items)
         names, depth = self.positions, self.layers
         if position not in names:
             raise ConditionError(f"position {position!r} does not exist, expected one of {', '.join(names)}")
-        whole = isinstance(layer, int | np.integer)
+        whole = isinstance(layer, int | np.integer) and not isinstance(layer, bool)
         if layer is not None and not (whole and -depth - 1 <= layer <= depth):
             raise ConditionError(f"layer {layer!r} does not exist, this network has 0 (what is fed) to {depth}")
         questions = self._items(asked)

@@ -6,7 +6,8 @@ import copy
 import csv
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+import reprlib
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -57,6 +58,7 @@ class Item:
             if not isinstance(value, str) and (name, value) != ("answer", None):
                 raise ItemError(f"{name} is {value!r}, expected a text")
         options = self.options
+        # A set has no order, a generator ends after the first look.
         listed = isinstance(options, list | tuple) and all(isinstance(o, str) and o for o in options)
         if options is not None and not listed:
             raise ItemError(f"options is {options!r}, expected a list of texts")
@@ -65,6 +67,11 @@ class Item:
         twice = next((o for n, o in enumerate(options or ()) if o in options[:n]), None)
         if twice is not None:
             raise ItemError(f"options has {twice!r} twice, expected texts that an answer tells apart")
+        for text in filter(None, (self.question, self.answer, self.id, self.category, *(options or ()))):
+            try:
+                text.encode()
+            except UnicodeEncodeError:
+                raise ItemError(f"{text!r} holds half of a character, expected text that a file can hold") from None
 
     def row(self, number: int) -> Row:
         """The item without its picture."""
@@ -75,7 +82,7 @@ class Item:
             if not 0 <= at < len(options):
                 raise ItemError(f"answer is {answer!r}, expected one of {', '.join(options)} or its letter")
             letter, answer = LETTERS[at], options[at]
-        return Row(self.id or f"item{number}", self.question, letter, answer, options, self.category)
+        return Row(self.id or f"item{number}", self.question, letter, answer, options, self.category or "")
 
     def images(self) -> tuple[ImageSource, ...]:
         """The pictures, decoded where they are not files. Raises ImageError for one that cannot be read."""
@@ -108,8 +115,19 @@ def item_of(asked: Asked) -> Item | Sample:
         if isinstance(asked, list | tuple):
             return Item(*asked)
     except TypeError as error:
-        raise ItemError(f"item {str(asked)[:80]}: {error}") from None
-    raise ItemError(f"item {str(asked)[:80]!r}: expected an Item, (image, question, options), a dict or a Sample")
+        raise ItemError(f"item {_shortly(asked)}: {error}") from None
+    raise ItemError(f"item {_shortly(asked)}: expected an Item, (image, question, options), a dict or a Sample")
+
+
+def _shortly(asked: Any) -> str:
+    return " ".join(reprlib.repr(asked).split())
+
+
+def several(asked: Asked | Sequence[Asked]) -> list[Asked]:
+    """The items of an argument that is one of them or a list."""
+    if not is_one(asked) and (isinstance(asked, str | bytes) or not isinstance(asked, Iterable)):
+        raise ItemError(f"items is {_shortly(asked)}, expected an item or a list of them")
+    return [asked] if is_one(asked) else list(asked)
 
 
 def is_one(asked: Any) -> bool:

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from lvr_jax.checkpoints.errors import CheckpointError, some
+from lvr_jax.checkpoints.finite import finite
 from lvr_jax.checkpoints.folder import read_json
 from lvr_jax.checkpoints.hugging_face import EMBED, HuggingFace
 from lvr_jax.checkpoints.safetensors_io import Tensor, parse_header, read_header
@@ -32,8 +33,13 @@ _FACTOR = re.compile(r"\.lora_(embedding_)?([AB])(\.weight)?$")
 # Fields that change what a merge means, with the values that leave it as it is above.
 _PLAIN: dict[str, tuple] = {
     **dict.fromkeys(("use_dora", "fan_in_fan_out", "use_qalora", "lora_bias"), (False, None)),
+    # PiSSA, OLoRA, CorDA and LoftQ change the base itself before they train.
+    "init_lora_weights": (True, False, None, "gaussian", "eva", "orthogonal"),
     **dict.fromkeys(("layer_replication", "alora_invocation_tokens", "trainable_token_indices"), (None, [])),
 }
+
+
+_KIND = {"r": "whole number", "lora_alpha": "number"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +60,10 @@ class MergedTensor:
         a, b = (np.asarray(factor.read(), np.float32) for factor in (self.a, self.b))
         delta = (b @ a[:, start:stop]).T if self.embedding else b[start:stop] @ a
         delta *= np.float32(self.scale)
-        delta = delta.astype(self.b.dtype, copy=False).astype(np.float32, copy=False)
-        return (self.base.read(start, stop).astype(np.float32, copy=False) + delta).astype(self.dtype, copy=False)
+        with np.errstate(over="ignore", invalid="ignore"):      # what leaves the type is named
+            delta = delta.astype(self.b.dtype, copy=False).astype(np.float32, copy=False)
+            merged = self.base.read(start, stop).astype(np.float32, copy=False) + delta
+            return finite(merged.astype(self.dtype, copy=False), f"{self.a.file}: {self.name}, merged,", [start, 0])
 
 
 def merged(source: HuggingFace, adapter: str | Path) -> HuggingFace:
@@ -71,6 +79,8 @@ def merged(source: HuggingFace, adapter: str | Path) -> HuggingFace:
     if not path.is_file():
         raise CheckpointError(f"{path} is missing, expected the adapter's weights")
     found = parse_header(read_header(path), path, path.stat().st_size)
+    if not found:
+        raise CheckpointError(f"{path}: holds no tensors, expected those of an adapter")
     factors: dict[str, dict[str, Tensor]] = {}
     tensors: dict[str, Any] = dict(source.tensors)
     for tensor in found:
@@ -83,7 +93,7 @@ def merged(source: HuggingFace, adapter: str | Path) -> HuggingFace:
         if name not in tensors or tensors[name].shape != tensor.shape:
             raise CheckpointError(f"{path}: tensor {tensor.name} {list(tensor.shape)} is not in {source.folder}, or of"
                                   " another shape there; is this the adapter's base?")  # fmt: skip
-        tensors[name] = tensor if tensor.dtype == tensors[name].dtype else _Cast(tensor, tensors[name].dtype)
+        tensors[name] = _Cast(tensor, tensors[name].dtype)
     unknown = [module for module in factors if _target(module) not in tensors]
     if unknown:
         raise CheckpointError(f"{path}: changes {some(unknown)}, not in {source.folder}; is this the adapter's base?")
@@ -108,7 +118,9 @@ class _Cast:
         return math.prod(self.tensor.shape) * self.dtype.itemsize
 
     def read(self, start: int = 0, stop: int | None = None) -> np.ndarray:
-        return self.tensor.read(start, stop).astype(self.dtype)
+        with np.errstate(over="ignore"):
+            x = self.tensor.read(start, stop).astype(self.dtype, copy=False)
+        return finite(x, f"{self.tensor.file}: {self.tensor.name}", [start] + [0] * (x.ndim - 1))
 
 
 @functools.cache
@@ -126,11 +138,33 @@ def _refuse_other_kinds(settings: Mapping[str, Any], path: Path) -> None:
                                   "with PEFT (merge_and_unload)")
     for name in ("r", "lora_alpha"):
         value = settings.get(name)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e6:
-            raise CheckpointError(f"{path}: {name} is {value!r}, expected a number above zero")
-    for name in ("rank_pattern", "alpha_pattern"):
+        if not _sound(name, value):
+            raise CheckpointError(f"{path}: {name} is {value!r}, expected a {_KIND[name]} above zero")
+    for name, number in (("rank_pattern", "r"), ("alpha_pattern", "lora_alpha")):
         if not isinstance(settings.get(name) or {}, Mapping):
             raise CheckpointError(f"{path}: {name} is {settings[name]!r}, expected an object of numbers by module")
+        for key, value in (settings.get(name) or {}).items():
+            if not _sound(number, value):
+                raise CheckpointError(f"{path}: {name} has {value!r} for {key!r:.80}, expected a {_KIND[number]} above "
+                                      "zero")
+            if not _is_simple(key):
+                raise CheckpointError(f"{path}: {name} has {key!r:.80}, expected a module's name or a simple regular "
+                                      "expression of it")
+
+
+def _sound(name: str, value: object) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e6
+    return number and (name != "r" or value == int(value))
+
+
+def _is_simple(key: str) -> bool:
+    """Whether it is a regular expression, and one that is matched in no time: no repetition of a group, two of
+    anything else. Nested ones would take longer than the universe lasts on a name of fifty letters."""
+    try:
+        re.compile(key)
+    except (re.error, RecursionError, OverflowError):
+        return False
+    return len(key) <= 1000 and len(re.findall(r"(?<!\\)[*+{]", key)) <= 2 and not re.search(r"\)[*+{]", key)
 
 
 def _of_module(module: str, pattern: Mapping[str, Any] | None, default: float) -> float:

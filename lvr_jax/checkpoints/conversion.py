@@ -96,6 +96,8 @@ def to_flax(
     Raises CheckpointError or ConfigError for bad input, DiskFullError; nothing is left behind then.
     """
     _refuse_nested(hf_dir, out_dir)
+    if adapter is not None:
+        _refuse_nested(adapter, out_dir)
     source = open_hf(hf_dir) if adapter is None else merged(open_hf(hf_dir), adapter)
     table = leaves(source.config)
     target = lambda tensor: tensor.dtype if dtype is None else np.dtype(dtype)  # noqa: E731
@@ -139,7 +141,7 @@ def _refuse_nested(source, target) -> None:
     if is_remote(source) or is_remote(target):
         same = str(resolve(source)).rstrip("/") == str(resolve(target)).rstrip("/")
     else:
-        one, other = Path(source).resolve(), Path(target).resolve()
+        one, other = Path(resolve(source)).resolve(), Path(resolve(target)).resolve()
         same = one == other or one in other.parents or other in one.parents
     if same:
         raise CheckpointError(f"{target}: is the source itself, or one lies in the other; choose a folder of its own")

@@ -17,7 +17,7 @@ import errno
 import fcntl
 import json
 import os
-import shutil
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from etils import epath
 
 from lvr_jax.checkpoints.errors import CheckpointError, disk_full_is_one_line
 from lvr_jax.files.json_io import JsonError, read_object
+from lvr_jax.files.marked import remove_marked
 from lvr_jax.files.names import packaged
 
 MARKER, PARAMS, FILES, HEADERS = "lvr_jax.json", "params", "hf", "safetensors"
@@ -36,7 +37,15 @@ INDEX = "model.safetensors.index.json"
 
 def resolve(folder: str | os.PathLike) -> epath.Path:
     """The absolute path of a folder; gs:// paths and the packaged checkpoints (lvr_jax/assets/...) as they are."""
+    if not isinstance(folder, str | os.PathLike) or not os.fspath(folder) or "\0" in str(folder):
+        raise CheckpointError(f"checkpoint is {folder!r}, expected the path of a folder")
+    try:
+        os.fspath(folder).encode()
+    except UnicodeEncodeError:          # a name of bytes that are no text, which TensorStore cannot take
+        raise CheckpointError(f"checkpoint is {os.fspath(folder)!r}, expected a path in UTF-8") from None
     text = packaged(folder)
+    if "://" in text and not re.match("gs://[^/]", text):
+        raise CheckpointError(f"checkpoint is {text!r}, expected a local path or gs://BUCKET/...")
     return epath.Path(text if is_remote(text) else os.path.abspath(text))
 
 
@@ -148,7 +157,8 @@ def _beside(final: epath.Path) -> Iterator[epath.Path]:
                 _sync(temporary)
                 _take_name(temporary, final)
             except BaseException:
-                shutil.rmtree(temporary, ignore_errors=True)
+                with contextlib.suppress(OSError):
+                    remove_marked(temporary, UNFINISHED)
                 raise
     except BaseException:
         for parent in missing_parents:
@@ -162,7 +172,7 @@ def _claimed(temporary: epath.Path) -> Iterator[None]:
     live run's work."""
     if temporary.exists():
         with _locked(temporary):
-            shutil.rmtree(temporary)
+            remove_marked(temporary, UNFINISHED)
     temporary.mkdir()
     (temporary / UNFINISHED).touch()
     with _locked(temporary):
@@ -214,7 +224,8 @@ def _take_name(temporary: epath.Path, final: epath.Path) -> None:
         if not _exchange(temporary, final):
             # A file system without exchange: there is a moment without the name, and the old one under another.
             aside = _aside(final)
-            shutil.rmtree(aside, ignore_errors=True)
+            if aside.exists():
+                remove_marked(aside, UNFINISHED)
             os.rename(final, aside)
             try:
                 os.rename(temporary, final)
@@ -222,7 +233,7 @@ def _take_name(temporary: epath.Path, final: epath.Path) -> None:
                 os.rename(aside, final)
                 raise
             temporary = aside
-        shutil.rmtree(temporary)
+        remove_marked(temporary, UNFINISHED)
     else:
         os.rename(temporary, final)
     (final / UNFINISHED).unlink()

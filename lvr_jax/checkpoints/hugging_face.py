@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 
 from lvr_jax.checkpoints.errors import CheckpointError, some
-from lvr_jax.checkpoints.folder import INDEX, TEMPLATES, is_remote, list_files, read_json
+from lvr_jax.checkpoints.folder import INDEX, TEMPLATES, is_remote, list_files, read_json, resolve
 from lvr_jax.checkpoints.safetensors_io import Tensor, parse_header, read_header
-from lvr_jax.files.names import packaged
 from lvr_jax.models.families import leaves, read_config, slots
 from lvr_jax.models.interface import Config
 from lvr_jax.models.weight_table import canonical
@@ -44,9 +43,9 @@ class HuggingFace:
 
 def open_hf(folder: str | os.PathLike) -> HuggingFace:
     """Raises CheckpointError or ConfigError naming file or tensor, value and expectation."""
-    if is_remote(folder):
+    if is_remote(resolve(folder)):
         raise CheckpointError(f"{os.fspath(folder)}: a Hugging Face folder must be on a local disk")
-    folder = Path(packaged(folder)).absolute()
+    folder = Path(resolve(folder))
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such folder")
     if not (folder / "config.json").exists() and (folder / "adapter_config.json").exists():

@@ -7,6 +7,7 @@ its own: `protocol("paper", mmvp_order="lexicographic")`.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 
 from lvr_jax.data.images import PROTOCOLS as IMAGE_PROTOCOLS
@@ -66,16 +67,19 @@ class Protocol:
                  "corruption_extraction": extraction.BY_HARNESS, "aggregation": scoring.REPORTED,
                  "image_protocol": IMAGE_PROTOCOLS, "mmvp_order": mmvp.ORDERS, "mmvp_key": mmvp.KEYS}
         for field, names in known.items():
-            if getattr(self, field) not in names:
+            if not isinstance(getattr(self, field), str) or getattr(self, field) not in names:
                 raise BenchmarkError(f"protocol {self.name}: {field} is {getattr(self, field)!r},"
                                      f" expected one of {', '.join(names)}")
-        if not self.repetition_penalty > 0:
+        penalty = self.repetition_penalty
+        if isinstance(penalty, bool) or not isinstance(penalty, int | float) or not 0 < penalty < math.inf:
             raise BenchmarkError(f"protocol {self.name}: repetition_penalty is {self.repetition_penalty!r},"
                                  " expected a number above 0 (1.0 switches it off)")
         whole = {
             "max_new_tokens": (self.max_new_tokens, MOST_TOKENS), "context_factor": (self.context_factor, MOST_LATENTS),
         }  # fmt: skip
         for field in ("steps", "staged_steps"):
+            if not isinstance(getattr(self, field), Budget):
+                raise BenchmarkError(f"protocol {self.name}: {field} is {getattr(self, field)!r}, expected a budget")
             runs = dataclasses.asdict(getattr(self, field))
             whole |= {f"{field}.{run}": (value, MOST_LATENTS) for run, value in runs.items()}
         for field, (value, most) in whole.items():

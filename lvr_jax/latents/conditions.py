@@ -119,10 +119,12 @@ class Named:
         numbers, steps = [self.keep, self.mix, self.sigma], self.steps
         rules = {
             "keep, mix, sigma": (numbers, np.isfinite(numbers).all(), "finite numbers"),
-            "sigma": (self.sigma, self.sigma >= 0, "0 or more"),
+            # Beyond that, squares of what is fed leave fp32.
+            "sigma": (self.sigma, 0 <= self.sigma <= 1e9, "0 or more, and 1e9 at most"),
             "noise": (self.noise, self.noise in (ABSOLUTE, RELATIVE, SPREAD), "ABSOLUTE, RELATIVE or SPREAD"),
             "source": (self.source, (self.mix != 0) == (self.source is not None), "one if and only if mix is not 0"),
-            "steps": (steps, steps is None or min(steps, default=-1) >= 0, "numbers of latents, one at least"),
+            "steps": (steps, steps is None or _places(steps), "numbers of latents, one at least"),
+            "patch": (self.patch, self.patch is None or _places(self.patch[1:]), "a position and a layer's number"),
             "budget": (
                 self.budget, self.budget is None or 0 <= self.budget <= MOST_LATENTS,
                 f"latents a block, 0 to {MOST_LATENTS}",
@@ -188,6 +190,13 @@ def matched_noise(source: str = "mean") -> Named:
 def replaced(source: str, evidence: str = NOTHING) -> Named:
     """Every latent replaced by the block `source` of the bank: a donor's, permuted, an oracle's, the mean, ..."""
     return Named(source, kind="replaced", evidence=evidence, keep=0.0, mix=1.0, source=source)
+
+
+def _places(numbers: Sequence[object]) -> bool:
+    """Whether these are whole numbers from 0, one at least."""
+    return len(numbers) > 0 and all(
+        isinstance(n, int | np.integer) and not isinstance(n, bool) and n >= 0 for n in numbers
+    )
 
 
 def only(condition: Named, *steps: int) -> Named:

@@ -73,4 +73,4 @@ def _steps(checkpoints: epath.Path) -> list[int]:
     """Steps that a resumed run could go on from, as this host sees them."""
     if not checkpoints.exists():
         return []
-    return sorted(int(path.name) for path in checkpoints.iterdir() if path.name.isdigit())
+    return sorted(int(path.name) for path in checkpoints.iterdir() if path.name.isdecimal())

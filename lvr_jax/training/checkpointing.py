@@ -183,7 +183,7 @@ def read_run(folder: epath.Path, step: int) -> dict[str, Any]:
     """Step, iterator states, config and versions of a checkpoint."""
     place = epath.Path(folder) / str(step)
     if not place.exists():
-        steps = sorted(int(p.name) for p in epath.Path(folder).iterdir() if p.name.isdigit()) if (
+        steps = sorted(int(p.name) for p in epath.Path(folder).iterdir() if p.name.isdecimal()) if (
             epath.Path(folder).exists()
         ) else []
         raise CheckpointError(f"{folder}: no checkpoint of step {step}; there are {steps or 'none'}")

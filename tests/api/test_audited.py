@@ -55,6 +55,7 @@ def test_the_report_is_written_where_it_is_asked_for(audit, tmp_path):
 @pytest.mark.parametrize("settings, said", [
     ({"limits": 3}, "limits: there is no such setting"), ({"conditions": {"name": "zero"}}, "conditions.name"),
     ({"conditions": "zero"}, "expected a dict"), ({"limit": "many"}, "limit is 'many'"),
+    ({"workdir": ""}, "workdir is '', expected a folder"), ({"workdir": 5}, "workdir is 5, expected a folder"),
     ({"draws": 3}, "draws is 3, expected"), ({"conditions": {"names": ["zeros"]}}, "'zeros'"),
 ])  # fmt: skip
 def test_a_wrong_setting_is_one_line(settings, said):

@@ -204,6 +204,10 @@ def wrong_shape(latents):
     return latents[:, :1]
 
 
+def ragged(latents):
+    return [[1.0], [1.0, 2.0]]
+
+
 def not_a_number(latents):
     return latents * np.nan
 
@@ -234,6 +238,20 @@ BAD = {
     "the same twice": (lambda m: m.sweep([(PICTURE, QUESTION, None, None, None, "a")] * 2, "zero"), "'a' occurs twice"),
     "no such condition": (lambda m: m.sweep((PICTURE, QUESTION), "zeros"), "condition 'zeros': expected one of clean"),
     "no number": (lambda m: m.sweep((PICTURE, QUESTION), "noise=x"), "noise=NUMBER"),
+    "options once": (lambda m: m.ask(PICTURE, QUESTION, iter(OPTIONS)), "list of texts"),
+    "half a character": (lambda m: m.ask(PICTURE, "\ud800?", OPTIONS), "half of a character"),
+    "no such field": (lambda m: m.ask(PICTURE, QUESTION, colour="red"), "'colour'"),
+    "options beside an item": (lambda m: m.ask(lvr_jax.Item(PICTURE, QUESTION), options=OPTIONS), "expected it alone"),
+    "no item at all": (lambda m: m.sweep(None, "zero"), "items is None, expected an item"),
+    "pictures shown in the message": (lambda m: m.sweep([(PICTURE,)], "zero"), "missing 1 required"),
+    "no conditions at a time": (lambda m: m.sweep((PICTURE, QUESTION), "zero", chunk=0), "chunk is 0"),
+    "noise beyond fp32": (lambda m: m.sweep((PICTURE, QUESTION), "noise=1e39"), "sigma is 1e.39, expected 0 or more"),
+    "no whole latent": (lambda m: lvr_jax.conditions.only("zero", "0"), "steps is"),
+    "no array": (lambda m: m.sweep((PICTURE, QUESTION), ragged), "returned no array"),
+    "endless budget": (lambda m: m.sweep((PICTURE, QUESTION), "budget=1e400"), "budget is inf, expected a whole"),
+    "half a latent": (lambda m: lvr_jax.conditions.budget(2.5), "budget is 2.5, expected a whole number"),
+    "strength as text": (lambda m: lvr_jax.conditions.noise("1"), "is '1', expected a number"),
+    "no layer": (lambda m: m.sweep((PICTURE, QUESTION), "zero|latent_0:²"), "expected CONDITION.POSITION:LAYER"),
     "a latent that is not there": (lambda m: m.sweep((PICTURE, QUESTION), "zero@7"), "touches latent 7"),
     "a donor for one": (lambda m: m.sweep((PICTURE, QUESTION), "donor"), "latents of other items"),
     "no box": (lambda m: m.sweep((PICTURE, QUESTION), "oracle"), "region 'box'"),
@@ -253,6 +271,10 @@ BAD = {
 REFUSED = {
     "no such folder": ({"checkpoint": "nowhere"}, "nowhere: no such folder"),
     "no such system": ({"system": "lvx"}, "'lvx'"), "no such dtype": ({"dtype": "int8"}, "'int8'"),
+    "no path": ({"checkpoint": None}, "checkpoint is None, expected the path"),
+    "no text for a path": ({"checkpoint": "a\0b"}, "expected the path"),
+    "no seed": ({"seed": "x"}, "seed is 'x'"), "negative seed": ({"seed": -1}, "seed is -1"),
+    "no yes or no": ({"force_latents": "yes"}, "force_latents is 'yes'"),
     "no such protocol": ({"protocol": "mine"}, "no protocol 'mine'"), "no such prompts": ({"prompts": "x"}, "'x'"),
     "no latents": ({"budget": 0}, "is 0, expected a whole number"),
 }  # fmt: skip

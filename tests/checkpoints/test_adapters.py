@@ -17,7 +17,7 @@ RANK = 3
 
 def adapter_of(folder, config, modules, settings=None, extra=None):
     """An adapter of random factors for these modules {module: rank}, as PEFT lays it out."""
-    held, shapes = dict(extra or {}), {name: slot.hf_shape for name, slot in slots(config).items()}
+    held, shapes = {}, {name: slot.hf_shape for name, slot in slots(config).items()}
     for seed, (module, rank) in enumerate(modules.items()):
         rows, columns = shapes[f"{module}.weight"]
         embedding = module == EMBED
@@ -25,6 +25,7 @@ def adapter_of(folder, config, modules, settings=None, extra=None):
         form = "base_model.model.{}.lora_embedding_{}" if embedding else "base_model.model.{}.lora_{}.weight"
         held[form.format(module, "A")] = small(a, np.float32, seed)
         held[form.format(module, "B")] = small(b, np.float32, 100 + seed)
+    held |= extra or {}
     folder.mkdir(exist_ok=True)
     save_file(held, folder / "adapter_model.safetensors")
     given = {"peft_type": "LORA", "base_model_name_or_path": "some/base", "r": RANK, "lora_alpha": 6}
@@ -67,7 +68,18 @@ def test_a_merged_adapter_adds_its_scaled_product_and_changes_nothing_else(tmp_p
 @pytest.mark.parametrize("change, says", [
     (dict(settings={"peft_type": "IA3"}), "peft_type is 'IA3', expected 'LORA'"),
     (dict(settings={"use_dora": True}), "use_dora is True; only plain LoRA"),
-    (dict(settings={"r": 0}), "r is 0, expected a number above zero"),
+    (dict(settings={"init_lora_weights": "pissa"}), "init_lora_weights is 'pissa'; only plain LoRA"),
+    (dict(settings={"r": 0}), "r is 0, expected a whole number above zero"),
+    (dict(settings={"r": 2.5}), "r is 2.5, expected a whole number above zero"),
+    (dict(settings={"lora_alpha": float("nan")}), "lora_alpha is nan, expected a number above zero"),
+    (dict(settings={"alpha_pattern": {"q_proj": float("nan")}}), "alpha_pattern has nan for 'q_proj', expected a numb"),
+    (dict(settings={"rank_pattern": {"q_proj": "x"}}), "rank_pattern has 'x' for 'q_proj', expected a whole number"),
+    (dict(settings={"rank_pattern": {"[": 3}}), "rank_pattern has '\\[', expected a module's name"),
+    (dict(settings={"rank_pattern": {"(a+)+": 3}}), "rank_pattern has .*, expected a module's name"),
+    (dict(settings={"rank_pattern": {".*.*.*x": 3}}), "rank_pattern has .*, expected a module's name"),
+    (dict(settings={"lora_alpha": 9e5}, extra={f"base_model.model.{Q}.lora_A.weight": np.full((3, 24), 3e38, "f4")}),
+     "q_proj.weight, merged, holds (-?inf|nan) at .*, expected finite"),
+    (dict(extra={"base_model.model.model.norm.weight": np.full(24, np.nan, np.float32)}), "norm.weight holds nan at"),
     (dict(settings={"rank_pattern": [1]}), r"rank_pattern is \[1\], expected an object"),
     (dict(settings={"r": 4}), r"has lora_A \[3, 24\] and lora_B \[24, 3\], expected \[4, 24\] and \[24, 4\]"),
     (dict(extra={"base_model.model.model.layers.9.mlp.up_proj.lora_A.weight": np.zeros((3, 24), np.float32)}),
@@ -83,6 +95,20 @@ def test_what_is_no_adapter_of_this_base_is_refused_by_name(tmp_path, base, chan
         checkpoints.to_flax(folder, tmp_path / "flax", adapter=tmp_path / "lora")
     assert "\n" not in str(error.value)
     assert_nothing_left(tmp_path, "base", "lora")
+
+
+def test_an_adapter_is_not_written_over(tmp_path, base):
+    adapter_of(tmp_path / "lora", base[0], {Q: RANK})
+    (tmp_path / "lora" / "config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="lora: is the source itself"):
+        checkpoints.to_flax(base[2], tmp_path / "lora", adapter=tmp_path / "lora", overwrite=True)
+    assert (tmp_path / "lora" / "adapter_config.json").exists()
+
+
+def test_an_adapter_without_tensors_is_refused(tmp_path, base):
+    adapter_of(tmp_path / "lora", base[0], {})
+    with pytest.raises(CheckpointError, match="holds no tensors"):
+        checkpoints.to_flax(base[2], tmp_path / "flax", adapter=tmp_path / "lora")
 
 
 def test_an_adapter_alone_says_what_to_do(tmp_path, base):

@@ -98,7 +98,7 @@ def test_an_overwritten_checkpoint_is_replaced_whole(tmp_path, hf, flax, monkeyp
 def test_the_name_has_a_whole_checkpoint_at_every_moment_of_an_overwrite(tmp_path, hf, flax):
     code = (
         "import os, shutil, signal, sys; from lvr_jax import checkpoints\n"
-        "shutil.rmtree = os.rename = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "shutil.rmtree = os.unlink = os.rename = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL)\n"
         "checkpoints.to_flax(*sys.argv[1:], overwrite=True)"
     )
     done = subprocess.run([sys.executable, "-c", code, str(hf), str(flax)], capture_output=True)
@@ -114,6 +114,14 @@ def test_a_checkpoint_is_not_written_over_or_into_its_source(tmp_path, hf, where
     with pytest.raises(CheckpointError, match="is the source itself, or one lies in the other"):
         checkpoints.to_flax(hf, tmp_path / where, overwrite=True)
     assert files_of(hf) == before
+
+
+@pytest.mark.parametrize("name", ["", "a\0b", "half\udcff", "gs://", "s3://bucket/x"])
+def test_a_name_that_no_folder_can_have_is_refused(tmp_path, hf, name):
+    target = str(tmp_path / name) if name and "://" not in name else name
+    for source, out in ((hf, target), (target, tmp_path / "out")):
+        with pytest.raises(CheckpointError, match="checkpoint is .*, expected"):
+            checkpoints.to_flax(source, out)
 
 
 def test_two_runs_cannot_write_the_same_checkpoint(tmp_path, hf):

@@ -130,12 +130,29 @@ def test_a_donor_is_asked_for_before_weights_are_read(photo, capsys):
     (["--image", "photo.jpg"], "--question is missing"), (["--options", "a,b"], "which is missing"),
     (["--options", ""], "which is missing"), (["--donor", "photo.jpg"], "which is missing"),
     (["--scene", "-1"], "--scene is -1"), (["--save", "answer.txt"], "ends in .png"),
+    (["--save", ".png"], "ends in .png"),
     (["--save", "nowhere/answer.png"], "its folder does not exist"),
 ])  # fmt: skip
 def test_wrong_flags_are_refused(arguments, said, capsys):
     with pytest.raises(SystemExit) as error:
         ask.main(arguments)
     assert error.value.code == 2 and said in capsys.readouterr().err
+
+
+def test_only_weights_are_measured_not_a_whole_disk(tmp_path, monkeypatch):
+    """A folder that was named by mistake, such as /, is not walked through before it is refused."""
+    for name in ("home/weights.safetensors", "params/d/0", "model.safetensors"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    for folder, small in (("home", True), (".", True), ("params/d", False), ("nowhere", False)):
+        monkeypatch.delenv("XLA_FLAGS", raising=False)
+        ask.compile_for_one_question(str(tmp_path / folder))
+        assert ("XLA_FLAGS" in os.environ) == small, folder
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / "params/d/0").unlink()
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    ask.compile_for_one_question(str(tmp_path))
+    assert "XLA_FLAGS" not in os.environ, "home is not looked into"
 
 
 def test_help_has_an_example():

@@ -89,7 +89,8 @@ def test_bad_input_is_one_line_and_status_2(tmp_path, hf, capsys):
     (tmp_path / "flax" / "lvr_jax.json").unlink()
     status, _, line = run(capsys, "to-hf", tmp_path / "flax", tmp_path / "again")
     assert status == 2 and "half-written" in line
-    for arguments in (["to-flax"], ["to-hf", "a", "b", "--dtype", "int8"], ["to-hf", "a", "b", "--shard-gb", "0"]):
+    sizes = [["to-hf", "a", "b", "--shard-gb", size] for size in ("0", "nan", "inf", "1e300")]
+    for arguments in (["to-flax"], ["to-hf", "a", "b", "--dtype", "int8"], *sizes):
         with pytest.raises(SystemExit) as end:
             convert.main(arguments)
         assert end.value.code == 2

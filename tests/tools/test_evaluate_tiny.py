@@ -1,10 +1,8 @@
 """An evaluation of the shipped checkpoint is the same however it is run: batch, devices, killed and gone on."""
 
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -55,18 +53,3 @@ def test_rows_and_devices_change_no_item(place, three_rows, rows, devices):
     assert process.wait(300) == 0, process.stderr.read()
     assert items(output) == items(three_rows)
     assert sum(correct for *_, correct, _ in items(output)) > ITEMS / 2, "it knows its task"
-
-
-@pytest.mark.slow
-def test_killed_and_gone_on_with_the_file_is_the_same(place, three_rows):
-    output = place / "killed.jsonl"
-    for count in (1, 4):
-        process = start(place, output, 3)
-        parts = lambda: list(place.glob("killed.jsonl.parts/*.jsonl"))  # noqa: E731
-        while process.poll() is None and len(parts()) < count:
-            time.sleep(0.002)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    process = start(place, output, 3)
-    assert process.wait(300) == 0, process.stderr.read()
-    assert output.read_bytes() == three_rows.read_bytes()

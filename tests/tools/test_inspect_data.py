@@ -125,6 +125,7 @@ def test_dollars_in_a_question_are_drawn_as_text(tool):
     [
         ((), "--config: expected a config file with `data` fields"),
         ((*CONFIG, "--index", "-1"), "--index -1: source 'digits' has 100000 examples, numbered from 0"),
+        ((*CONFIG, "--output", ""), "--output: empty, expected a folder"),
         ((*CONFIG, "--config.data.nothing=1"), "nothing.*: the config has no such field to set"),
         (("--config", "configs/lvr.py:3b"), "Qwen2.5-VL-3B-Instruct: no such folder"),
         (("--config", "configs/lvr.py:9b"), "config argument '9b', expected one of 3b"),

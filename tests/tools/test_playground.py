@@ -161,10 +161,12 @@ def test_without_gradio_a_line_says_what_to_install(capsys, monkeypatch):
 def test_the_folder_of_a_killed_playground_is_removed_by_the_next(tmp_path, monkeypatch):
     monkeypatch.setattr(playground.tempfile, "tempdir", str(tmp_path))
     left = tmp_path / f"{playground._FOLDER}killed"
-    left.mkdir()
-    (left / "upload.png").write_text("")
+    others = tmp_path / f"{playground._FOLDER}notes"
+    for folder, name in ((left, playground._OURS), (left, "upload.png"), (others, "notes.txt")):
+        folder.mkdir(exist_ok=True)
+        (folder / name).write_text("")
     with playground.own_folder() as mine:
-        assert not left.exists()
+        assert not left.exists() and (others / "notes.txt").exists(), "what another program made is not ours to remove"
         with playground.own_folder() as other:
             assert mine != other and Path(mine).is_dir(), "one that is running keeps its own"
-    assert not list(tmp_path.iterdir())
+    assert list(tmp_path.iterdir()) == [others]

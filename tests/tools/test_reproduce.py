@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import random
 import resource
 import signal
 import subprocess
@@ -147,6 +146,10 @@ def test_a_setting_is_the_config_that_has_its_name(tmp_path, setting, name):
     ({"runs": ConfigDict({"plain": "lvr base=huge"})}, "has base 'huge': there is no"),
     ({"runs": ConfigDict({"plain": "lvr base=../huge"})}, "base is '../huge', which lies outside"),
     ({"runs": ConfigDict({"plain": "lvr seed=x"})}, "has seed 'x', expected a whole number"),
+    ({"runs": ConfigDict({"plain": "data/digit_search"})}, "configs/data/digit_search.py trains nothing"),
+    ({"runs": ConfigDict({"plain": "reproduce"})}, "configs/reproduce.py trains nothing, expected an experiment"),
+    ({"runs": ConfigDict({"plain": "prism"})}, "configs/prism.py trains nothing"),
+    ({"runs": ConfigDict({"plain": "lvr seed=²"})}, "has seed '²', expected a whole number"),
     ({"seeds": (1, 0, 1)}, "'base' with seed 1 is asked for twice"),
     ({"seeds": ()}, "nothing to train"),
 ])
@@ -227,6 +230,22 @@ def test_what_others_made_is_not_removed(tmp_path):
     with pytest.raises(JobFailed, match="b.out: exists, and no run of this study made it; move it away"):
         Workers(tmp_path, 1).run([job(tmp_path, "b", WRITE)], progress=False)
     assert (tmp_path / "b.out").read_text() == "mine"
+
+
+def test_unfinished_work_of_others_is_not_removed(tmp_path):
+    """Under the names of an unfinished run, where this study has begun none."""
+    for name in ("a.out.parts", "a.out.incomplete"):
+        (tmp_path / name).write_text("mine")
+    Workers(tmp_path, 1).run([job(tmp_path, "a", WRITE)], progress=False)
+    assert all((tmp_path / name).read_text() == "mine" for name in ("a.out.parts", "a.out.incomplete"))
+
+
+def test_jobs_that_would_share_a_mark_are_refused(tmp_path):
+    """lambda=.5 and lambda=5 differ in no letter of a file's name: each would undo what the other has finished."""
+    jobs = study.jobs(config(runs=ConfigDict({"plain": "lvr lambda=.5|5"})), tmp_path)
+    with pytest.raises(ValueError, match="'train lvr lambda=5' and 'train lvr lambda=.5' have one file name"):
+        Workers(tmp_path, 1).run(jobs, progress=False)
+    assert not list((tmp_path / "jobs").glob("*.json"))
 
 
 @pytest.mark.parametrize("held", ["[]", "{", "[" * 100_000, '{"done": true}', '{"key": 1, "done": "yes"}'])
@@ -313,10 +332,11 @@ import sys
 sys.path[:0] = [{tools!r}, {root!r}]
 from pathlib import Path
 from study.jobs import Job
+from lvr_jax.multihost.hosts import StopSignal
 from study.workers import Workers
 names = ("a", "b")
 Workers(Path({here!r}), 1).run([Job(n, "train", ({here!r} + f"/{{n}}.py",), (), Path({here!r}, n + ".out"), 1.0, "1")
-                                for n in names], progress=False)
+                                for n in names], progress=False, stop=StopSignal())
 """
 
 
@@ -424,32 +444,6 @@ def test_the_study_ends_in_a_report_of_all_settings(whole):
     assert [a["name"] for a in analyses] == ["lvr", "bottleneck: lvr"]
     behind = json.loads((workdir / "runs/bottleneck-lvr/train/export/hf/config.json").read_text())
     assert behind["lvr_attention"] == "bottleneck"
-
-
-@pytest.mark.slow
-def test_killed_at_random_moments_it_ends_in_the_same_tables(whole, tmp_path):
-    """The whole group dies, workers included; compiled programs are kept, so that no kill only hits a compiler."""
-    (tmp_path / "compiled").symlink_to(whole[0] / "compiled")
-    moments = random.Random(7)
-    for _ in range(5):
-        process = start(tmp_path)
-        try:
-            process.wait(moments.uniform(3, 20))
-            break
-        except subprocess.TimeoutExpired:
-            for each in (*_children(process.pid), process.pid):
-                os.kill(each, signal.SIGKILL)
-            process.wait()
-    process = start(tmp_path)
-    out, error = process.communicate(timeout=900)
-    assert process.returncode == 0, error
-    assert tables(tmp_path) == tables(whole[0])
-
-
-def _children(pid: int) -> list[int]:
-    import psutil
-
-    return [each.pid for each in psutil.Process(pid).children(recursive=True)]
 
 
 @pytest.mark.slow

@@ -1,6 +1,5 @@
 """A run that was stopped ends where an undisturbed one ends, bit for bit."""
 
-import random
 import shutil
 import signal
 import time
@@ -62,39 +61,9 @@ def test_a_fork_of_the_baseline_equals_the_whole_d_lvr(halves):
     assert [row["step"] for row in runs.metrics(halves / "fork")] == [3, 4]
 
 
-def _killed_until_done(workdir, steps: int, seed: int, kills: int) -> int:
-    """Restarts a run that is killed at random moments; how many of them hit. A checkpoint is written every step, so
-    most moments lie in a write."""
-    draw, hits = random.Random(seed), 0
-    run = {"variant": "lvr", "workdir": str(workdir), "steps": steps, "checkpoint__every": 1}
-    for _ in range(kills):
-        process = runs.start(run)
-        before, waited = _checkpoints(workdir), time.monotonic()
-        while process.poll() is None and _checkpoints(workdir) == before and time.monotonic() - waited < 300:
-            time.sleep(0.01)
-        time.sleep(draw.random() * 0.8)
-        if process.poll() is None:
-            process.send_signal(signal.SIGKILL)
-            hits += 1
-        process.communicate()
-    runs.finish(runs.start(run))
-    return hits
-
-
 def _checkpoints(workdir) -> set[str]:
     folder = workdir / "checkpoints"
     return {path.name for path in folder.iterdir()} if folder.exists() else set()
-
-
-@pytest.mark.parametrize(
-    "kills, steps", [(2, 10), pytest.param(20, 60, marks=pytest.mark.slow)], ids=["few", "many"]
-)
-def test_a_run_killed_at_random_moments_ends_with_the_same_parameters(tmp_path, kills, steps):
-    runs.finish(runs.start({"variant": "lvr", "workdir": str(tmp_path / "calm"), "steps": steps}))
-    hits = _killed_until_done(tmp_path / "killed", steps, seed=kills, kills=kills)
-    assert hits >= kills // 2, "the run was over before it could be killed"
-    assert_same(runs.leaves(tmp_path / "calm", steps), runs.leaves(tmp_path / "killed", steps))
-    assert [row["step"] for row in runs.metrics(tmp_path / "killed")] == list(range(1, steps + 1))
 
 
 def test_sigterm_saves_the_step_and_ends_with_status_zero(tmp_path):

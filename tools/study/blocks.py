@@ -27,6 +27,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from lvr_jax.multihost.hosts import StopSignal
 from lvr_jax.prism.report.tables import NOTHING, Table, number, percent, points
 from study import store
 from study.content import axes_of
@@ -108,7 +109,10 @@ class Blocks:
         """Names of runs whose results are there."""
         return {run.name for run in self.runs if self.store.has(run, self.keys[run.name])}
 
-    def run(self, todo: Sequence[Job], every: Sequence[Job], workers: Workers, progress: bool) -> None:
+    def run(
+        self, todo: Sequence[Job], every: Sequence[Job], workers: Workers, progress: bool,
+        stop: StopSignal | None = None,
+    ) -> None:  # fmt: skip
         """Does jobs and stores results as runs finish; a failure is stored too, and the other runs go on."""
         named = {run.name: run for run in self.runs}
         jobs: dict[str, list[Job]] = {}
@@ -130,7 +134,7 @@ class Blocks:
 
         for name in set(jobs) & set(named):     # killed between the last job and its result
             self._keep(named[name], jobs[name], workers)
-        workers.run(todo, progress, ended)
+        workers.run(todo, progress, ended, stop)
         if failed:
             raise JobFailed(f"{len(failed)} jobs failed, the same command tries them again: {', '.join(failed)}")
 

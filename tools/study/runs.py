@@ -210,6 +210,8 @@ def _combinations(
     name, *words = entry.split()
     if not (CONFIGS / f"{name}.py").exists():
         raise ValueError(f"{where} names {name!r}: there is no configs/{name}.py")
+    if not name.isidentifier() or "init" not in _config_of(name):
+        raise ValueError(f"{where} names {name!r}: configs/{name}.py trains nothing, expected an experiment")
     axes: dict[str, list[str]] = {}
     for word in words:
         axis, equals, values = word.partition("=")
@@ -217,7 +219,7 @@ def _combinations(
             raise ValueError(f"{where}: {entry!r} has {word!r}, expected AXIS=VALUE[|VALUE..] once")
         axes[axis] = values.split("|")
     seeds = axes.pop(SEED, [str(seed) for seed in config.seeds])
-    if wrong := [seed for seed in seeds if not seed.isdigit()]:
+    if wrong := [seed for seed in seeds if not seed.isdecimal()]:
         raise ValueError(f"{where}: {entry!r} has seed {wrong[0]!r}, expected a whole number")
     for seed in seeds:
         for values in itertools.product(*axes.values()):
@@ -231,6 +233,14 @@ def _combinations(
             if not base.is_dir():
                 raise ValueError(f"{where}: {entry!r} has base {base.name!r}: there is no {base}")
             yield Run(setting, name, own, int(seed), base, workdir)
+
+
+def _config_of(name: str) -> Mapping:
+    """The tiny config of an experiment; empty for a config of another kind."""
+    try:
+        return importlib.import_module(f"configs.{name}").get_config("tiny")
+    except (AttributeError, TypeError, ValueError):     # no config, one without sizes, one of a program
+        return {}
 
 
 def _require(config: Mapping, field: str, where: str) -> Any:

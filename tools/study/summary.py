@@ -1,6 +1,6 @@
 """Writes what came of the study: one report over all runs, and its headline as a table in the terminal."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from etils import epath
@@ -19,10 +19,16 @@ from study.runs import TEXT_ONLY, Run, runs
 SHOWN = {"zero": "zeros", "donor": "swapped", "markers_only": "removed", "oracle": "oracle"}
 
 
-def write_report(config: ConfigDict, workdir: Path) -> tuple[epath.Path, Table]:
-    """The page, and the headline. What was audited is read from its folders; nothing is run again."""
+def write_report(
+    config: ConfigDict, workdir: Path, check: Callable[[], None] = lambda: None
+) -> tuple[epath.Path, Table]:
+    """The page, and the headline. What was audited is read from its folders; nothing is run again.
+
+    check: called between runs; raises where the report is no longer wanted
+    """
     audits, analyses, settings, variants, rows = [], {}, [], [], []
     for run in runs(config, workdir):
+        check()
         if run.config not in TEXT_ONLY:
             audit = _audit(config, run)
             analyses[run.name] = audit.run()

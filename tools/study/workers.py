@@ -10,13 +10,13 @@ import os
 import re
 import select
 import shutil
-import signal
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lvr_jax.files.json_io import JsonError, read_object
 from lvr_jax.files.shipped import ROOT
+from lvr_jax.multihost.hosts import StopSignal
 from lvr_jax.progress import tqdm
 from study.jobs import Job
 from study.worker import Worker
@@ -38,10 +38,6 @@ class JobFailed(RuntimeError):
     """A program that ended with an error; the end of what it said."""
 
 
-class Stopped(Exception):
-    """A signal asked the study to end; every job has been told."""
-
-
 @dataclasses.dataclass
 class _Running:
     job: Job
@@ -59,14 +55,20 @@ class Workers:
         self.compiled = {""}
 
     def run(
-        self, jobs: Sequence[Job], progress: bool = True, ended: Callable[[Job, JobFailed | None], bool] | None = None
-    ) -> None:
-        """Raises JobFailed for the first job that fails, Stopped after SIGTERM or Ctrl-C; nothing is left running.
+        self, jobs: Sequence[Job], progress: bool = True, ended: Callable[[Job, JobFailed | None], bool] | None = None,
+        stop: StopSignal | None = None,
+    ) -> None:  # fmt: skip
+        """Raises JobFailed for the first job that fails, Stopped where `stop` does; nothing is left running.
 
         ended: is told of every job's end, with its failure if it failed; where it answers True to one, the others go
-        on, without those that needed it.
+        on, without those that needed it. ValueError for two jobs of one file name.
         """
         self._ended = ended or (lambda job, failure: False)
+        marks: dict[Path, str] = {}
+        for job in jobs:
+            if (other := marks.setdefault(self._mark(job), job.name)) != job.name:
+                raise ValueError(f"{job.name!r} and {other!r} have one file name, expected one of them in other words "
+                                 "(0.5 for .5)")
         (self.workdir / "jobs").mkdir(parents=True, exist_ok=True)
         (self.workdir / "logs").mkdir(exist_ok=True)
         done = {job.name for job in jobs if self.is_done(job)}
@@ -74,14 +76,12 @@ class Workers:
         self.compiled |= {job.programs for job in jobs if job.name in done}
         if not waiting:
             return
-        self._asked = None
-        before = {number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGINT)}
         bar = tqdm(total=100, unit="%", disable=not progress, bar_format="{desc} {bar} {n:3.0f} %{postfix}")
         forecast = Forecast(waiting, len(self.cores))
         try:
             while waiting or self.running:
-                if self._asked:
-                    raise Stopped(f"stopped by {signal.Signals(self._asked).name}; the same command goes on from here")
+                if stop is not None:
+                    stop.check()
                 self._settle(done, forecast, waiting)
                 for core in [c for c in self.cores if c not in {r.worker.core for r in self.running}]:
                     if job := self._next([job for job in waiting if set(job.after) <= done], waiting):
@@ -97,8 +97,6 @@ class Workers:
             self.running.clear()
             self.idle.clear()
             bar.close()
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     def _next(self, ready: Sequence[Job], waiting: Sequence[Job]) -> Job | None:
         """Of equal rank, long jobs that others wait for come first, so that no core is idle at the end; before them
@@ -137,7 +135,7 @@ class Workers:
         held = self._held(job)
         if held is None and job.made.exists():
             raise JobFailed(f"{job.made}: exists, and no run of this study made it; move it away")
-        if held != f"begun {job.key}":                  # made of something else
+        if held not in (None, f"begun {job.key}"):      # made of something else
             # The output and what an unfinished run of its program leaves beside it.
             for path in (job.made.with_name(job.made.name + ending) for ending in ("", ".parts", ".incomplete")):
                 if path.is_dir():
@@ -195,9 +193,6 @@ class Workers:
         """What a finished job took: elapsed, and of a processor."""
         held = read_object(self._mark(job))
         return {"elapsed": held["seconds"], "processor": held["processor_seconds"]}
-
-    def _ask(self, number, frame) -> None:
-        self._asked = number
 
     def _environment(self) -> dict[str, str]:
         """One thread a process: two processes of one thread each do more than one of two. What one has compiled, the
