@@ -8,6 +8,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+_TRIES = 100        # of runs that end meanwhile; where no folder can ever be made (/proc), the same is said each time
+
 
 class InUse(OSError):
     """A folder that another run is writing into."""
@@ -39,7 +41,7 @@ def locked(folder: str | os.PathLike, wanted: bool = True) -> Iterator[None]:
 
 def _held(folder: Path) -> int | None:
     """An open descriptor that holds the lock; None where the folder cannot be opened."""
-    while True:
+    for _ in range(_TRIES):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -59,3 +61,4 @@ def _held(folder: Path) -> int | None:
         except OSError:                             # a file system without locks
             return descriptor
         os.close(descriptor)                        # the folder of a run that has ended since
+    return None

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -50,3 +51,13 @@ def test_a_place_that_cannot_be_had_is_left_to_who_writes_there(tmp_path):
     with locked(tmp_path / "file"), locked(tmp_path / "file" / "below"), locked("gs://bucket/run"):
         pass
     assert (tmp_path / "file").is_file()
+
+
+def test_a_place_where_no_folder_can_ever_be_made_ends_the_search(tmp_path, monkeypatch):
+    """/proc says of every new folder that its parent is not there, as a run does that ends in the meantime."""
+    def mkdir(self, **options):
+        raise FileNotFoundError(self)
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    with locked(tmp_path / "run"):
+        assert not (tmp_path / "run").exists()

@@ -167,7 +167,7 @@ def refusals(hf: Path, tmp: Path) -> dict[str, tuple[list, str]]:
         "setting": (["--benchmark", "digit_search", "--benchmark.size=0"], "digit_search: .*size = 0: expected at lea"),
         "protocol": ([*SEARCH, "--protocol", "dirty"], "no protocol 'dirty', expected one of paper, clean"),
         "switch": ([*SEARCH, "--protocol.penalty=2"], "protocol clean: no switch 'penalty'"),
-        "steps": ([*SEARCH, "--protocol.steps=5", "--budget=2"], "protocol clean: steps is 5, expected steps.accuracy=N"),
+        "steps": ([*SEARCH, "--protocol.steps=5", "--budget=2"], "protocol clean: steps is 5, expected steps.acc"),
         "list": ([*SEARCH, "--protocol.extraction=[]"], r"protocol clean.*: extraction is \[\], expected one of"),
         "budget": ([*SEARCH, "--protocol.steps.proof=2"], "protocol clean: no switch 'steps.proof'"),
         "value": ([*SEARCH, "--protocol.max_new_tokens=many"], ".*max_new_tokens is 'many', expected a whole number"),
