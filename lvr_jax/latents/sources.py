@@ -249,7 +249,11 @@ def computed(function: Callable[[np.ndarray], np.ndarray], name: str, item: Sequ
         rows = np.array([place[int(number)] for number in item])
         blocks = clean.blocks(rows)
         joined = np.concatenate([blocks[:, g, :n] for g, n in enumerate(quota)], 1)
-        made = np.asarray(function(joined.copy()))
+        returned = function(joined.copy())
+        try:
+            made = np.asarray(returned)
+        except ValueError as error:                 # lists of several lengths
+            raise ConditionError(f"condition {name!r}: its function returned no array ({error})") from error
         if made.shape != joined.shape:
             raise ConditionError(f"condition {name!r}: its function returned shape {made.shape}, expected "
                                  f"{joined.shape}: items, latents, width")  # fmt: skip
