@@ -36,14 +36,13 @@ class Correlations:
 
 def correlations(x, y, block: Sequence[str], level: float = 0.95) -> Correlations:
     """x, y [N] and the block of each."""
-    x, y, block = np.asarray(x, float), np.asarray(y, float), np.asarray(block)
-    names = list(dict.fromkeys(block.tolist()))
-    inside = [centred(values, block) for values in (x, y)]
-    means = [[values[block == name].mean() for name in names] for values in (x, y)]
+    x, y, of = np.asarray(x, float), np.asarray(y, float), np.asarray(block)
+    names = list(dict.fromkeys(of.tolist()))
+    x_means, y_means = ([values[of == name].mean() for name in names] for values in (x, y))
     return Correlations(
-        len(x), len(names), _interval(*inside, len(x) - len(names) + 1, level),
-        _interval(*means, len(names), level),
-        {str(name): _interval(x[block == name], y[block == name], int((block == name).sum()), level) for name in names},
+        len(x), len(names), _interval(centred(x, of), centred(y, of), len(x) - len(names) + 1, level),
+        _interval(x_means, y_means, len(names), level),
+        {str(name): _interval(x[of == name], y[of == name], int((of == name).sum()), level) for name in names},
     )  # fmt: skip
 
 
@@ -78,12 +77,12 @@ class Mixed:
 def mixed(x, y, block: Sequence[str], recipe: Sequence[str], level: float = 0.95) -> Mixed | None:
     """x, y [N], the block and the recipe of each (checkpoints of one recipe are its seeds); None with fewer than three
     checkpoints more than blocks, or where x does not vary inside any."""
-    block, found = np.asarray(block), centred(x, block)
-    names = np.unique(block)
-    if len(block) < len(names) + 3 or np.allclose(found, 0):
+    of, found = np.asarray(block), centred(x, block)
+    names = np.unique(of)
+    if len(of) < len(names) + 3 or np.allclose(found, 0):
         return None
     data = pandas.DataFrame({"y": np.asarray(y, float), "inside": found, "among": np.asarray(x, float) - found,
-                             "block": block.astype(str), "recipe": np.asarray(recipe).astype(str)})  # fmt: skip
+                             "block": of.astype(str), "recipe": np.asarray(recipe).astype(str)})  # fmt: skip
     # Two means lie on a line whatever they are, and three say next to nothing.
     apart = len(names) > 3 and not np.allclose(data["among"], data["among"].iloc[0])
     model = formulas.mixedlm("y ~ inside + among" if apart else "y ~ inside", data, groups="block",
@@ -93,7 +92,7 @@ def mixed(x, y, block: Sequence[str], recipe: Sequence[str], level: float = 0.95
         fit = model.fit(reml=True, method="lbfgs")
     variances = [*np.diag(np.atleast_2d(fit.cov_re)), *np.atleast_1d(fit.vcomp)]
     # Recipes are what differs inside blocks, blocks what differs among them; normal limits are too narrow for so few.
-    recipes = len(set(zip(block.tolist(), recipe)))
+    recipes = len(set(zip(of.tolist(), recipe)))
     within, p = _wald(fit, "inside", recipes - len(names) - 1, level)
     return Mixed(
         within, _wald(fit, "among", len(names) - 2, level)[0] if apart else None, p, len(names), bool(fit.converged),

@@ -62,20 +62,23 @@ def _by_seed(where: Sequence[Checkpoint], against: Sequence[Checkpoint], measure
 
 def _correlation(checkpoints: Sequence[Checkpoint], x: str, y: str, level: float) -> Interval | None:
     there = pairs(checkpoints, x, y)
-    return nested.correlations(*_columns(there), ["all"] * len(there), level).each["all"] if there else None
+    x_values, y_values = _columns(there)
+    return nested.correlations(x_values, y_values, ["all"] * len(there), level).each["all"] if there else None
 
 
 def _within(checkpoints: Sequence[Checkpoint], x: str, y: str, by: str, level: float) -> Interval | None:
     there = pairs(checkpoints, x, y)
     groups = [str(c.axes[by]) for c, _, _ in there]
-    return nested.correlations(*_columns(there), groups, level).within if there else None
+    x_values, y_values = _columns(there)
+    return nested.correlations(x_values, y_values, groups, level).within if there else None
 
 
 def _carried(checkpoints: Sequence[Checkpoint], part: str, level: float) -> Interval | None:
     there = pairs(checkpoints, "accuracy", part)
-    return nested.slope(*_columns(there), level) if there else None
+    x_values, y_values = _columns(there)
+    return nested.slope(x_values, y_values, level) if there else None
 
 
-def _columns(there: Sequence[tuple[Checkpoint, float, float]]) -> np.ndarray:
-    return np.array([(a, b) for _, a, b in there]).T
+def _columns(there: Sequence[tuple[Checkpoint, float, float]]) -> tuple[np.ndarray, np.ndarray]:
+    return np.array([a for _, a, _ in there]), np.array([b for _, _, b in there])
 

@@ -179,8 +179,8 @@ def by_block(
     there = pairs(checkpoints, x, "accuracy")
     if not there:
         return None
-    columns = np.array([(a, b) for _, a, b in there]).T
-    return nested.correlations(*columns, [c.block for c, _, _ in there], level)
+    x_values, y_values = np.array([(a, b) for _, a, b in there]).T
+    return nested.correlations(x_values, y_values, [c.block for c, _, _ in there], level)
 
 
 def modelled(checkpoints: Sequence[Checkpoint], level: float = 0.95) -> nested.Mixed | None:
@@ -188,5 +188,5 @@ def modelled(checkpoints: Sequence[Checkpoint], level: float = 0.95) -> nested.M
     there = pairs(checkpoints, "cosine", "accuracy")
     if not there:
         return None
-    columns = np.array([(a, b) for _, a, b in there]).T
-    return nested.mixed(*columns, [c.block for c, _, _ in there], [c.recipe for c, _, _ in there], level)
+    x_values, y_values = np.array([(a, b) for _, a, b in there]).T
+    return nested.mixed(x_values, y_values, [c.block for c, _, _ in there], [c.recipe for c, _, _ in there], level)
