@@ -77,7 +77,7 @@ def compile_for_one_question(checkpoint: str) -> None:
 
 def items_of(options: argparse.Namespace) -> list:
     """What is asked, first, and what donors and means are made of. Pictures are read here, before any weights."""
-    from lvr_jax.api.questions import Item, ItemError, options_of
+    from lvr_jax.api.questions import Item, ItemError, Picture, options_of
     from lvr_jax.data.digit_scenes import DigitSearch
     from lvr_jax.data.images import load_image
     from lvr_jax.files.image_io import is_turned
@@ -89,12 +89,12 @@ def items_of(options: argparse.Namespace) -> list:
         raise ItemError(f"--box is {options.box!r}, expected four numbers such as 0.1,0.2,0.4,0.5") from None
     drawn = DigitSearch(size=options.scene + SCENES, split="test")      # those of lvr_jax.scenes
     scenes = [] if options.image else [drawn[n] for n in range(options.scene, options.scene + SCENES)]
-    pictures = [load_image(each) for each in options.image] if options.image else list(scenes[0].images)
+    pictures: list[Picture] = [load_image(each) for each in options.image or ()] or list(scenes[0].images)
     for turned in filter(is_turned, options.image or ()):
         print(f"ask: {turned} is shown to the model as it is stored, its EXIF rotation ignored", file=sys.stderr)
     if options.question is None:
         return scenes
-    donors = [load_image(each) for each in options.donor] or [scene.images[0] for scene in scenes[1:]]
+    donors: list[Picture] = [load_image(each) for each in options.donor] or [scene.images[0] for scene in scenes[1:]]
     asked = Item(pictures, options.question, choices, options.answer, box, id=options.image[0] if options.image else "")
     return [asked, *(Item(each, options.question, choices) for each in donors)]
 
@@ -205,7 +205,8 @@ def rows_of(found) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
-    sys.stdout.reconfigure(errors="backslashreplace")       # where the terminal's encoding lacks a character
+    if isinstance(sys.stdout, io.TextIOWrapper):            # where the terminal's encoding lacks a character
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         ask(options)
     except KeyboardInterrupt:

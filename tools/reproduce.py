@@ -91,9 +91,7 @@ def reproduce(config, workdir: Path, stop: StopSignal) -> None:
     if "report" in wanted:
         say("report")
         stop.check()
-        page, table = blocks.report() if blocks else write_report(config, workdir, stop.check)
-        if blocks:
-            page = write_page(blocks)
+        page, table = (write_page(blocks), blocks.table()) if blocks else write_report(config, workdir, stop.check)
         print(headline(table))
         print(f"{page}  ({(time.monotonic() - began) / 60:.1f} minutes)")
 

@@ -13,11 +13,16 @@ Exit status: 0 done, 1 failed or stopped, 2 bad input.
 import sys
 from pathlib import Path
 
-from absl import app, flags, logging
-from ml_collections import config_flags
-
 # Configs import each other as `configs.NAME`.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from lvr_jax.command.stopping import end_at_signal
+
+if __name__ == "__main__":          # heeded at once to the end: whatever is written is written whole
+    end_at_signal("transplant")
+
+from absl import app, flags, logging
+from ml_collections import config_flags
 
 from lvr_jax.command.arguments import parser
 from lvr_jax.files.lock import locked
@@ -46,8 +51,6 @@ def main(arguments: list[str]) -> int:
         return _end(error, 2)
     except OSError as error:
         return _end(error, 1)
-    except KeyboardInterrupt:
-        return _end("stopped; the same command goes on from here", 1)
     print(Path(WORKDIR.value) / "shared.json")
     return 0
 

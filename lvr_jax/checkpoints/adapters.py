@@ -59,8 +59,8 @@ class MergedTensor:
         stop = self.shape[0] if stop is None else stop
         a, b = (np.asarray(factor.read(), np.float32) for factor in (self.a, self.b))
         delta = (b @ a[:, start:stop]).T if self.embedding else b[start:stop] @ a
-        delta *= np.float32(self.scale)
         with np.errstate(over="ignore", invalid="ignore"):      # what leaves the type is named
+            delta *= np.float32(self.scale)
             delta = delta.astype(self.b.dtype, copy=False).astype(np.float32, copy=False)
             merged = self.base.read(start, stop).astype(np.float32, copy=False) + delta
             return finite(merged.astype(self.dtype, copy=False), f"{self.a.file}: {self.name}, merged,", [start, 0])
@@ -153,8 +153,9 @@ def _refuse_other_kinds(settings: Mapping[str, Any], path: Path) -> None:
 
 
 def _sound(name: str, value: object) -> bool:
-    number = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e6
-    return number and (name != "r" or value == int(value))
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e6:
+        return False
+    return name != "r" or value == int(value)
 
 
 def _is_simple(key: str) -> bool:

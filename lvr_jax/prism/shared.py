@@ -45,6 +45,8 @@ def run(config: ConfigDict, workdir, *, progress: bool = True, say: Callable[[st
     if len(folders) < 2:
         raise experiment.PrismError(f"checkpoint is {config.checkpoint!r}, expected two folders at least with a comma "
                                     "between them")  # fmt: skip
+    if config.groups < 1:
+        raise experiment.PrismError(f"groups is {config.groups}, expected 1 or more: runs of text blocks to transplant")
     labels = experiment.labels_of(folders, experiment.names(config.names))
     settings = experiment.settings_of(config)
     audits = {
@@ -86,7 +88,7 @@ class _Shared:
                     raise experiment.PrismError(f"checkpoint: {audit.name} and {self.first.name} differ in {field}, "
                                                 "expected checkpoints of one network and system")  # fmt: skip
         items = self.first.items
-        corruptions.check(self.conditions, items.categories, items.contents, items.variants)
+        corruptions.check(self.conditions, list(items.categories), list(items.contents), items.variants)
 
     # Readers by makers -----------------------------------------------------------------------------------------------
 

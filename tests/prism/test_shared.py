@@ -100,4 +100,8 @@ def test_checkpoints_that_cannot_be_compared_are_refused_in_one_line(place, tmp_
         shared.run(settings(place, "ignored", "carrier"), tmp_path, progress=False)
     with pytest.raises(experiment.PrismError, match="expected two folders at least"):
         shared.run(settings(place, "ignored"), tmp_path, progress=False)
+    none = settings(place, "ignored", "partly")
+    none.groups = 0
+    with pytest.raises(experiment.PrismError, match="groups is 0, expected 1 or more"):
+        shared.run(none, tmp_path, progress=False)
     assert not list(tmp_path.iterdir()), "nothing was run"

@@ -208,3 +208,14 @@ def test_a_study_without_any_result_has_a_page_that_says_so(tmp_path):
     said = report.write(study(tmp_path)).read_text()
     assert "Of 4, 0 held, 0 failed, 4 undecided" in said and "not run (all of it)" in said
     assert "headline.svg" not in said
+
+
+def test_a_page_of_others_is_not_written_over(tmp_path):
+    """Results in a folder beside a README that is not the study's, such as a checkout's own."""
+    blocks = study(tmp_path)
+    (tmp_path / "full_study").mkdir()
+    (tmp_path / "full_study" / report.PAGE).write_text("# Mine\n")
+    with pytest.raises(ValueError, match="README.md: exists, and is no page of a study"):
+        report.write(blocks)
+    assert [path.name for path in (tmp_path / "full_study").iterdir()] == [report.PAGE]
+    assert (tmp_path / "full_study" / report.PAGE).read_text() == "# Mine\n"

@@ -206,7 +206,7 @@ def study_in(folder: Path, *more: str, results: Path) -> subprocess.Popen:
     folder.mkdir(exist_ok=True)
     (folder / "miniature.py").write_text(MINIATURE.format(results=str(results)))
     command = [sys.executable, str(ROOT / "tools/reproduce.py"), "--config", str(folder / "miniature.py"), "--workdir",
-               str(folder / "work"), "--noprogress", *more]  # fmt: skip
+               str(folder / "runs"), "--noprogress", *more]  # fmt: skip
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                             env={**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"})  # fmt: skip
 
@@ -229,8 +229,8 @@ def test_two_blocks_end_to_end_and_killed_in_between_with_the_same_results(tmp_p
     assert found["lvr.json"]["blocks"] == ["one", "two"] and found["bottleneck-lvr.json"]["cosine"] is not None
 
     results = tmp_path / "killed-results"
-    (tmp_path / "killed/work").mkdir(parents=True)
-    (tmp_path / "killed/work/compiled").symlink_to(tmp_path / "whole/work/compiled")
+    (tmp_path / "killed/runs").mkdir(parents=True)
+    (tmp_path / "killed/runs/compiled").symlink_to(tmp_path / "whole/runs/compiled")
     killed = study_in(tmp_path / "killed", results=results)
     while not list(results.glob("*.json")):
         assert killed.poll() is None, killed.stderr.read()
@@ -247,4 +247,4 @@ def test_two_blocks_end_to_end_and_killed_in_between_with_the_same_results(tmp_p
     report = study_in(tmp_path / "report", "--config.only=report", results=results)
     out, error = report.communicate(timeout=120)
     assert report.returncode == 0 and "nothing to train or measure" in error, error
-    assert "bottleneck: lvr" in out and not (tmp_path / "report/work/runs").exists()
+    assert "bottleneck: lvr" in out and not (tmp_path / "report/runs/runs").exists()

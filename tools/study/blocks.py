@@ -151,16 +151,15 @@ class Blocks:
         """All stored results in the order of the study, and the names of runs without one."""
         return self.store.results(self.runs, self.keys)
 
-    def report(self) -> tuple[Path, Table]:
-        """The folder of results, and a line for every run; made of results alone."""
+    def table(self) -> Table:
+        """A line for every run; made of results alone."""
         found, lacking = self.results()
         rows = [_row(result) for result in found] + [(name, *[NOTHING] * 7, "no result") for name in lacking]
-        table = Table(
+        return Table(
             "blocks", "All runs", "Accuracy of the answer's content on all questions; on the audited ones cosine with "
             "the visual targets, and points of accuracy lost or gained.",
             ("run", "blocks", "accuracy", "cosine", "box mean", *SHOWN.values(), "verdict"), tuple(rows),
         )  # fmt: skip
-        return self.store.folder, table
 
 
 def _row(result: Mapping) -> tuple[str, ...]:

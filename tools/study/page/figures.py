@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from lvr_jax.prism.report.figures import COLOURS, GREY, MARKERS, STYLE
 from lvr_jax.prism.report.paper import Paper
+from study.page import findings
 from study.page.findings import Line
 
 SIZE = (8.0, 4.4)
@@ -20,12 +21,13 @@ def headline(lines: Sequence[Line], paper: Paper, panels: Sequence[Line]) -> Fig
     grid = figure.add_gridspec(max(len(panels), 1), 2, width_ratios=(2.1, 1))
     axis = figure.add_subplot(grid[:, 0] if panels else grid[:, :])
     for n, line in enumerate(lines):
-        look = {"color": COLOURS[n % len(COLOURS)], "marker": MARKERS[n % len(MARKERS)]}
-        axis.scatter([c.cosine for c in line.checkpoints], [c.accuracy for c in line.checkpoints], s=16, alpha=0.45,
-                     linewidths=0, zorder=2, **look)  # fmt: skip
+        colour, marker = COLOURS[n % len(COLOURS)], MARKERS[n % len(MARKERS)]
+        there = findings.pairs(line.checkpoints, "cosine", "accuracy")
+        axis.scatter([x for _, x, _ in there], [y for _, _, y in there], s=16, alpha=0.45, linewidths=0, zorder=2,
+                     color=colour, marker=marker)  # fmt: skip
         means = [[np.mean([getattr(c, side) for c in seeds]) for seeds in line.ordered]
                  for side in ("cosine", "accuracy")]  # fmt: skip
-        axis.plot(*means, markersize=6, linewidth=1.4, label=line.label, zorder=3, **look)
+        axis.plot(*means, markersize=6, linewidth=1.4, label=line.label, zorder=3, color=colour, marker=marker)
     axis.scatter(paper.columns["cosine"], paper.columns["vstar"], s=42, facecolors="none", edgecolors=GREY,
                  label="published, on V*", zorder=4)  # fmt: skip
     axis.set(xlabel="cosine of latents with their visual targets, teacher-forced",
@@ -59,13 +61,13 @@ def dose(line: Line, measures: Mapping[str, str], along: str) -> Figure:
     figure = Figure(figsize=(SIZE[0] / 1.6, 3.2), layout="constrained")
     axis = figure.subplots()
     for n, (label, name) in enumerate(measures.items()):
-        there = tuple(c for c in line.checkpoints if c.measure(name) is not None)
-        look = {"color": COLOURS[n], "marker": MARKERS[n]}
-        axis.scatter([line.place(c) for c in there], [c.measure(name) for c in there], s=14, alpha=0.45, linewidths=0,
-                     **look)  # fmt: skip
-        ordered = Line(label, line.along, there).ordered
-        axis.plot([line.place(seeds[0]) for seeds in ordered],
-                  [np.mean([c.measure(name) for c in seeds]) for seeds in ordered], linewidth=1.4, label=label, **look)
+        there = findings.pairs(line.checkpoints, line.along, name)
+        axis.scatter([x for _, x, _ in there], [y for _, _, y in there], s=14, alpha=0.45, linewidths=0,
+                     color=COLOURS[n], marker=MARKERS[n])  # fmt: skip
+        ordered = Line(label, line.along, tuple(c for c, _, _ in there)).ordered
+        means = [np.mean([c.measure(name) for c in seeds]) for seeds in ordered]
+        axis.plot([line.place(seeds[0]) for seeds in ordered], means, linewidth=1.4, label=label, color=COLOURS[n],
+                  marker=MARKERS[n])  # fmt: skip
     axis.axhline(0, color=GREY, linewidth=0.6)
     axis.set(xlabel=along, ylabel="points of accuracy")
     axis.legend(fontsize=7)

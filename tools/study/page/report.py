@@ -51,14 +51,20 @@ ALONG = ("at", "lambda", "dark", "noise", "until")
 
 
 def write(blocks: Blocks) -> Path:
-    """Writes page and figures beside the results; returns the page. The same results give the same bytes."""
+    """Writes page and figures beside the results; returns the page. The same results give the same bytes.
+
+    ValueError where another page of that name stands: nothing is written over that is not of this study.
+    """
     folder = blocks.store.folder.parent
+    page = folder / PAGE
+    if page.exists() and not page.read_bytes().startswith(text.TITLE.encode()):
+        raise ValueError(f"{page}: exists, and is no page of a study; expected config.results in a folder of its own")
     found = gather(blocks)
     folder.mkdir(parents=True, exist_ok=True)
     for name, figure in text.figures(found).items():
         write_whole(folder / name, image_bytes(figure, "svg"))
-    write_whole(folder / PAGE, text.page(found))
-    return folder / PAGE
+    write_whole(page, text.page(found))
+    return page
 
 
 def gather(blocks: Blocks) -> text.Findings:
@@ -86,7 +92,7 @@ def gather(blocks: Blocks) -> text.Findings:
     panels = tuple(line for line in lines if line.along == "lambda")
     dial = next((line for line in lines if line.along == "dark"), Line("", "dark", ()))
     unplanned = tuple(title for name, (title, _) in TITLES.items() if name not in blocks.config.order)
-    return text.Findings(every, unplanned, tuple(predictions), (*lines, *seeds_of(done.values())), panels, dial,
+    return text.Findings(every, unplanned, tuple(predictions), (*lines, *seeds_of(list(done.values()))), panels, dial,
                          _shared(blocks.store.folder.parent / SHARED), COMMAND)  # fmt: skip
 
 

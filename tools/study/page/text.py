@@ -21,6 +21,7 @@ from study.page import findings, judged, shared_section
 from study.page.findings import Checkpoint, Line, average, recipes
 from study.page.words import NOTHING, limits, listed, p_value, plural, signed, table
 
+TITLE = "# Does cosine tell who answers? The full study"
 WORDS = (judged.HELD, judged.FAILED, judged.UNDECIDED)
 FIGURES = {"headline": "headline.svg", "dial": "dial.svg", "transplants": "transplants.svg"}
 
@@ -140,7 +141,7 @@ def _opening(found: Findings) -> str:
     paper = load_paper()
     published = fisher(float(pearson(paper.columns["cosine"], paper.columns["vstar"])), len(paper.variants))
     said = [
-        "# Does cosine tell who answers? The full study",
+        TITLE,
         f"The paper's five checkpoints give r = {limits(published)} between accuracy and the cosine of latents with "
         "their visual targets (Fisher's interval over checkpoints). Here the same is asked of "
         f"{plural(len(found.checkpoints), 'checkpoint')} of one small base, in blocks in each of which one thing "
@@ -304,8 +305,9 @@ def _block(found: Findings, block: Block) -> str:
     rows = []
     for recipe, seeds in block.recipes.items():
         means = {measure: average(seeds, measure) for measure, _, _ in COLUMNS.values()}
-        if means["through"]:
-            means["through"] = _rest(means["accuracy"], means["blind"], means["through"])
+        accuracy, blind, through = (means[part] for part in ("accuracy", "blind", "through"))
+        if accuracy and blind and through:
+            means["through"] = _rest(accuracy, blind, through)
         cells = [limits(means[measure], digits, sign).removesuffix(" [one seed]")
                  for measure, digits, sign in COLUMNS.values()]  # fmt: skip
         rows.append((f"`{recipe}`", str(len(seeds)), *cells))
@@ -335,12 +337,10 @@ def _told(block: Block) -> str:
         less, more = (f"{least(x for _, x, _ in known):.2f}".replace("-", "−") for least in (min, max))
         said.append(f"cosine between {less} and {more}, and their correlation is {limits(findings.related(every))} "
                     f"over {plural(len(known), 'checkpoint')}")  # fmt: skip
-    parts = [c for c in every if c.blind is not None]
+    parts = [(c.through, c.name) for c in every if c.through is not None]
     if parts:
-        moved = [abs(c.through) for c in parts]
-        most = max(parts, key=lambda c: abs(c.through))
-        said.append(f"through the latents come at most {max(moved):.1f} points in size ({signed(most.through)} in "
-                    f"`{most.name}`)")  # fmt: skip
+        most, name = max(parts, key=lambda part: abs(part[0]))
+        said.append(f"through the latents come at most {abs(most):.1f} points in size ({signed(most)} in `{name}`)")
     return "; ".join(said) + "."
 
 
