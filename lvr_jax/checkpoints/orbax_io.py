@@ -10,6 +10,7 @@ any sharding.
 
 import contextlib
 import dataclasses
+import logging as standard_logging
 import math
 import os
 import sys
@@ -126,6 +127,7 @@ def flat(tree: dict, is_leaf=None) -> dict[str, Any]:
 
 def write_pieces(folder: epath.Path, arrays: dict[str, Pieces]) -> None:
     """Writes an Orbax checkpoint of arrays given by path, one piece after the other, in the given order."""
+    hush_threads()
     _checkpointer().save(folder, args=ocp.args.PyTreeSave(nested(arrays)))
 
 
@@ -143,6 +145,7 @@ def stored(folder: epath.Path) -> dict[str, jax.ShapeDtypeStruct]:
 def hush_threads() -> None:
     """Silences tracebacks that threads of Orbax and TensorStore print; the error itself is raised and reported."""
     logging.get_absl_logger().addFilter(_is_no_traceback_of_orbax)
+    standard_logging.getLogger("asyncio").addFilter(_is_no_task_of_orbax)
     if sys.unraisablehook is sys.__unraisablehook__:
         sys.unraisablehook = _without_late_reads_and_writes
 
@@ -150,6 +153,13 @@ def hush_threads() -> None:
 def _is_no_traceback_of_orbax(record) -> bool:
     """Orbax's threads print the traceback of what they then hand on (orbax 0.12.8)."""
     return not (record.exc_info and "orbax" in record.pathname)
+
+
+def _is_no_task_of_orbax(record) -> bool:
+    """Of several writes that fail Orbax raises the first; asyncio prints each of the others when it is forgotten, some
+    after the last line of a program."""
+    said = record.getMessage()
+    return not ("exception was never retrieved" in said and "orbax" in said)
 
 
 def _without_late_reads_and_writes(unraisable) -> None:
@@ -229,4 +239,5 @@ def read_arrays(folder: epath.Path, targets: dict[str, jax.ShapeDtypeStruct]) ->
 
 def write_arrays(folder: epath.Path, params: dict) -> None:
     """Saves arrays that are in memory, sharded or not; in a multi-process run every process calls this."""
+    hush_threads()
     ocp.PyTreeCheckpointer().save(folder, args=ocp.args.PyTreeSave(params))

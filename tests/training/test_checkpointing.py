@@ -1,5 +1,8 @@
 """When a checkpoint is due, the same step in every process, and what a damaged or refused one says."""
 
+import asyncio
+import gc
+import logging as standard_logging
 import sys
 import types
 
@@ -97,5 +100,24 @@ def test_a_failed_save_prints_nothing_but_its_line(tmp_path, monkeypatch):
             error = types.SimpleNamespace(exc_type=RuntimeError, exc_value=RuntimeError(said))
             orbax_io._without_late_reads_and_writes(error)
             assert bool(printed) == shown
+        for folder, shown in (("orbax", False), ("mine", True)):
+            printed = []
+            monkeypatch.setattr(standard_logging.getLogger("asyncio"), "handle", _kept_by_filters(printed))
+            asyncio.run(_forgotten(f"/lib/{folder}/serialization.py"))
+            assert [said.partition("\n")[0] for said in printed] == ["Task exception was never retrieved"] * shown
     finally:
         keeper.close()
+
+
+def _kept_by_filters(printed: list):
+    return lambda record: standard_logging.getLogger("asyncio").filter(record) and printed.append(record.getMessage())
+
+
+async def _forgotten(path: str) -> None:
+    """A task that fails and that nobody asks, of a coroutine written in the file `path`."""
+    named: dict = {}
+    exec(compile("async def write():\n    raise ValueError('no access')", path, "exec"), named)
+    task = asyncio.ensure_future(named["write"]())
+    await asyncio.wait([task])
+    del task
+    gc.collect()
