@@ -95,9 +95,36 @@ def test_a_key_leaves_out_what_training_does_not_read(tmp_path, monkeypatch):
 
     monkeypatch.setattr(lvr, "get_config", lambda size="3b": other(size, **{"hang_minutes": 7.0, "log.every": 3}))
     assert keys(tmp_path) == before
-    monkeypatch.setattr(lvr, "get_config", lambda size="3b": other(size, **{"optimizer.peak": 7.0}))
+    monkeypatch.setattr(lvr, "get_config", lambda size="3b": other(size, **{"optimizer.clip": 7.0}))
     changed = keys(tmp_path)
     assert {name for name in before if changed[name] != before[name]} == {n for n in before if "d_lvr" not in n}
+
+
+def test_another_learning_rate_in_the_shared_config_leaves_the_full_studys_recipe_as_it_was(tmp_path, monkeypatch):
+    """Neither results nor what is trained already are done again, and the command says the study's own rate."""
+    from configs import common
+
+    c, tiny = config(tmp_path, TWO), common._tiny
+    before, made = Blocks(c, tmp_path).keys, {job.name: job.key for job in study.jobs(c, tmp_path)}
+    monkeypatch.setattr(common, "_tiny", lambda made: (tiny(made), setattr(made.optimizer, "peak", 4e-3))[0])
+    assert Blocks(c, tmp_path).keys == before
+    jobs = study.jobs(c, tmp_path)
+    assert {job.name: job.key for job in jobs} == made
+    assert all("--config.optimizer.peak=0.001" in job.command for job in jobs if job.stage == "train")
+    asked = Blocks(config(tmp_path, {"one": "plain: lvr peak=0.001, lvr peak=0.004"}), tmp_path)
+    assert [run.name for run in asked.runs][:2] == ["lvr", "lvr peak=0.004"], "the study's own rate is no axis"
+    c.train.peak = 0.0
+    assert not set(Blocks(c, tmp_path).keys.values()) & set(before.values()), "without it, it is the config's"
+
+
+def test_every_committed_result_has_the_key_of_its_run(tmp_path):
+    """What is stored is of what the study asks for now: no field that came later makes it another run."""
+    from configs import full_study
+
+    blocks = Blocks(full_study.get_config(), tmp_path)
+    stored = {path.stem: json.loads(path.read_text())["key"] for path in blocks.store.folder.glob("*.json")}
+    assert stored == {run.folder.name: blocks.keys[run.name] for run in blocks.runs if run.folder.name in stored}
+    assert len(stored) >= 16
 
 
 # Results ---------------------------------------------------------------------------------------------------------

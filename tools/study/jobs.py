@@ -11,7 +11,7 @@ from configs.prism import LIGHT
 from lvr_jax.files.shipped import ROOT, TOOLS
 from lvr_jax.prism.experiment import names
 from study.content import digest, experiment, folder_digest, read_of
-from study.runs import SETTINGS, TEXT_ONLY, Run, runs
+from study.runs import SETTINGS, TEXT_ONLY, Run, everywhere, runs
 
 # What settings are compared by, besides the conditions of a light audit.
 COMPARED = "donor,norm_matched"
@@ -129,7 +129,9 @@ class _Study:
     def _job(self, name, stage, command, after, made, seconds, steps=None, content: object = "", programs="") -> Job:
         """content: what the command reads besides its arguments and what earlier jobs made."""
         program, *arguments = map(str, command)
-        text = [program, *(a.replace(str(self.workdir), "WORKDIR").replace(str(ROOT), "ROOT") for a in arguments)]
+        pinned = _flags({"optimizer.peak": self.config.train.peak})     # content has it, whoever says it
+        text = [program, *(a.replace(str(self.workdir), "WORKDIR").replace(str(ROOT), "ROOT") for a in arguments
+                           if a not in pinned)]  # fmt: skip
         self.keys[name] = digest([content, text, [self.keys[each] for each in after]])
         full = (str(TOOLS / program), *arguments)
         return Job(name, stage, full, tuple(after), made, seconds + self.config.seconds.start, self.keys[name], steps,
@@ -138,9 +140,8 @@ class _Study:
 
 def training_settings(config: ConfigDict, run: Run) -> dict:
     """What differs from the run's config besides paths."""
-    steps = config.train.steps * SETTINGS[run.setting].longer
     settings = {
-        "seed": run.seed, "steps": steps, "rows": config.train.rows, "held_out.every": 0, "log.progress": False,
+        "seed": run.seed, **everywhere(config, run.setting), "held_out.every": 0, "log.progress": False,
         "log.tensorboard": False, **run.fields(),
     }  # fmt: skip
     if run.config == "base":

@@ -61,11 +61,18 @@ AXES = {
     # D-LVR's end of the reconstruction loss, as a share of the run.
     "until": lambda value: {"reconstruction.points": ((0.0, 0.1), (float(value), 0.0)), "init.fork_at": float(value)},
 }
+
 # Axes too: a checkpoint in lvr_jax/assets, the training's seed, and the step whose state is looked at, if it is not the
 # last one.
 BASE, SEED, AT = "base", "seed", "at"
 # Runs without latents: there is nothing to audit, and their replies are ordinary text.
 TEXT_ONLY = ("base", "sft", "sft_markers")
+
+
+def everywhere(study: ConfigDict, setting: str) -> dict[str, Any]:
+    """The fields of an experiment's config that a study sets in all runs of a setting, unless an axis says other."""
+    found = {"steps": study.train.steps * SETTINGS[setting].longer, "rows": study.train.rows}
+    return {**found, "optimizer.peak": study.train.peak} if study.train.peak else found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,11 +150,10 @@ class Run:
         except ValueError:
             raise ValueError(f"{self.variant}: {axis} is {text!r}, expected a number") from None
 
-    def plainest(self) -> "Run":
-        """The same run without axes that say what holds anyway."""
+    def plainest(self, study: ConfigDict) -> "Run":
+        """The same run without axes that say what holds anyway in this study."""
         config = importlib.import_module(f"configs.{self.config}").get_config("tiny")
-        setting = SETTINGS[self.setting]
-        usual = {**config.to_dict(), **setting.fields}
+        usual = {**config.to_dict(), **everywhere(study, self.setting), **SETTINGS[self.setting].fields}
         holds = lambda name: usual[name] if name in usual else _require(config, name, self.variant)  # noqa: E731
         kept = [
             (axis, text) for axis, text in self.axes
@@ -191,7 +197,7 @@ def _of_blocks(config: ConfigDict, workdir: Path) -> list[Run]:
                                  f"{', '.join(SETTINGS)}")  # fmt: skip
             for entry in filter(None, (entry.strip() for entry in entries.split(","))):
                 for run in _combinations(entry, setting, config, workdir, f"blocks.{block}"):
-                    run = run.plainest()
+                    run = run.plainest(config)
                     if run.folder in asked:
                         raise ValueError(f"blocks.{block} asks for {run.name!r} twice")
                     asked[run.folder] = run
