@@ -26,6 +26,7 @@ def get_config(size: str = "3b", name: str = "common") -> ConfigDict:
     c.mask_boxes = False            # control: the model's input without the boxes
     c.synthetic = False             # one made-up batch instead of data: how fast is the device alone?
     c.model = size                  # shapes of a random network, where init.checkpoint names none
+    c.latent_head = ""              # simple or glu: a new one, drawn; "": what the checkpoint has
     c.init = ConfigDict({
         "checkpoint": f"checkpoints/Qwen2.5-VL-{size.upper()}-Instruct",     # a folder of Hugging Face, or of ours
         "fork_from": "",            # workdir of another run: go on from its state, optimizer and place in the data
@@ -97,7 +98,8 @@ def _tiny(c: ConfigDict) -> ConfigDict:
     c.compute.remat = "none"
     c.objective.chunk = 4096        # all rows of a step at once
     c.optimizer.peak = 1e-3
-    c.data.sources = {"digits": {"kind": "digit_search", "size": 100_000, "split": "train", "mask_box": False}}
+    c.data.sources = {"digits": {"kind": "digit_search", "size": 100_000, "split": "train", "mask_box": False,
+                                  "mask_share": 1.0}}
     c.data.answer_format = "word_then_letter"
     c.data.check_boxes = True
     c.data.min_pixels, c.data.max_pixels = 784, 112 * 112
@@ -105,7 +107,8 @@ def _tiny(c: ConfigDict) -> ConfigDict:
     c.data.workers = 0
     c.system.budget = 4
     c.held_out.update({"every": 75, "examples": 64, "max_new_tokens": 32})
-    c.held_out.sources = {"digits": {"kind": "digit_search", "size": 64, "split": "test", "mask_box": False}}
+    c.held_out.sources = {"digits": {"kind": "digit_search", "size": 64, "split": "test", "mask_box": False,
+                                     "mask_share": 1.0}}
     c.checkpoint.every = 60
     c.export.dtype = "keep"
     return c

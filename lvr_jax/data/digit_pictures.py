@@ -103,9 +103,17 @@ def paint(scene: DigitScene, noise: int, background: tuple[int, int], rng: np.ra
         under[:] = (under * rest + ink) // 255          # fits 16 bits
 
 
-def blacked_out(scene: DigitScene, targets: tuple[int, ...]) -> np.ndarray:
-    """The picture with the canvases of `targets` black."""
+CELLS = 7       # a side: a canvas is blacked out cell by cell
+
+
+def blacked_out(scene: DigitScene, targets: tuple[int, ...], share: float, key: tuple[int, ...]) -> np.ndarray:
+    """The picture with a share of the canvases of `targets` black: of CELLS x CELLS cells the first ones of an order
+    that `key` draws, so that what a smaller share hides a larger one hides too."""
     image = scene.image.copy()
-    for x0, y0, x1, y1 in scene.canvas[list(targets)].tolist():
-        image[y0:y1, x0:x1] = 0
+    for n in targets:
+        x, y = scene.canvas[n, :2].tolist()
+        edges = np.arange(CELLS + 1) * int(scene.canvas[n, 2] - x) // CELLS
+        order = np.random.default_rng([*key, n]).permutation(CELLS**2)
+        for row, column in zip(*np.divmod(order[: round(share * CELLS**2)], CELLS)):
+            image[y + edges[row] : y + edges[row + 1], x + edges[column] : x + edges[column + 1]] = 0
     return image

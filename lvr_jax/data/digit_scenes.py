@@ -39,7 +39,8 @@ class DigitSearch:
     `mask_box`: `input_images` holds the scene with the target's whole canvas black, while `images` (where latents
     come from) stays clean. The canvas contains the ink and is one square size for every digit, so that the shape of
     the hole does not tell a 1 from an 8; nothing outside it changes. Place kinds are refused then, as the hole would
-    answer them.
+    answer them. `mask_share`: of the canvas only so much is black, in cells of a seventh of its side that the item
+    draws; of one item, more share hides what less does, and more.
 
     `index` beyond `size` is an IndexError; a bad setting is a ValueError that names it.
     """
@@ -58,6 +59,7 @@ class DigitSearch:
     kinds: tuple[str, ...] = ("colour", "digit")
     options: int = 4
     mask_box: bool = False
+    mask_share: float = 1.0
 
     def __post_init__(self):
         columns, rows, block = self._places()
@@ -78,6 +80,8 @@ class DigitSearch:
             ("kinds", "relation" not in self.kinds or self.digits > 1, "no relation with a single digit"),
             ("kinds", not (self.mask_box and set(self.kinds) & set(PLACE_KINDS)),
              f"none of {', '.join(PLACE_KINDS)} with mask_box: the hole would give the place away"),
+            ("mask_share", 0 < self.mask_share <= 1, "above 0, at most 1"),
+            ("mask_share", self.mask_box or self.mask_share == 1, "1 without mask_box"),
             ("options", self.options == 0 or 2 <= self.options <= len(COLOUR_NAMES), f"0, or 2 to {len(COLOUR_NAMES)}"),
         ):
             if not ok:
@@ -109,7 +113,7 @@ class DigitSearch:
             original, id=f"{original.id}-counterfactual", images=(scene.image,), answer=answer,
             letter=LETTERS[original.options.index(answer)] if original.options else None,
             boxes=tuple(scene.normalised(n) for n in question.targets),
-            input_images=(blacked_out(scene, question.targets),) if self.mask_box else None,
+            input_images=self._input_images(index, scene, question),
         )  # fmt: skip
 
     def _changed(self, scene: DigitScene, n: int, kind: str, answer: str, draw: np.random.Generator) -> DigitScene:
@@ -142,8 +146,12 @@ class DigitSearch:
             boxes=tuple(scene.normalised(n) for n in question.targets),
             category=self._kind(index),
             source="digit_search",
-            input_images=(blacked_out(scene, question.targets),) if self.mask_box else None,
+            input_images=self._input_images(index, scene, question),
         )
+
+    def _input_images(self, index: int, scene: DigitScene, question: Question) -> tuple[np.ndarray] | None:
+        key = self.seed, SPLITS.index(self.split), index, 2
+        return (blacked_out(scene, question.targets, self.mask_share, key),) if self.mask_box else None
 
     def scene(self, index: int) -> DigitScene:
         """The picture of item `index` with every digit in it, for dense supervision and for tests."""

@@ -30,11 +30,15 @@ DISTANCES = {
     "cosine": lambda z, v: 1 - cosine(z, v),
 }
 
-# Which positions the auxiliary loss may be back-propagated through; None is all of them.
+# Which positions the auxiliary loss may be back-propagated through, of what enters a block; None is all of them. A
+# route says nothing of matrices: all positions share them. Nor does it reach what the last block does at the very
+# positions that predict latents: its queries, output projection and MLP, the final norm and the latent head take the
+# whole gradient of every route by position, for they come after everything that is cut.
 ROUTES: dict[str, Callable[[jax.Array], jax.Array] | None] = {
     "both": None,
     "latent_only": lambda role: role == LATENT,
     "outside_only": lambda role: role != LATENT,
+    "head_only": None,
 }
 
 
@@ -54,8 +58,9 @@ class Objective:
     stage_weights:  weight of each stage's latents, in the template's order
     diversity:      weight of the mean squared cosine between the free tokens of a block
     noise:          standard deviation of the noise on teacher-forced latents (N-LVR), in raw units
-    target:         `own`, `random` (noise with the target's norm), `shuffled` (another vision token of the row)
-    route:          key of ROUTES
+    target:         `own`, `random` (noise with the target's norm), `shuffled` (another vision token of the row, drawn
+                    anew each step), `wrong_box` (the same region, half its image further on: always the same)
+    route:          key of ROUTES; `head_only`: through the latent head alone, nothing below it or in the vision tower
     attention:      key of ATTENTION
     feedback:       `teacher`; `rollout`, the model's own latents; `scheduled`, own latents with a probability
     """
@@ -171,7 +176,29 @@ def _shuffled_targets(keys, targets, batch, merged):
     return jnp.take_along_axis(merged, slot[..., None], axis=1).astype(at_least_fp32(merged.dtype))
 
 
-TARGETS = {"own": _own_targets, "random": _random_targets, "shuffled": _shuffled_targets}
+def _wrong_box_targets(keys, targets, batch, merged):
+    """What teacher forcing would feed of the region half the image further on in window order, its end joined to its
+    start: in an image of one window the same columns, half the height below or above. Nothing is drawn, so that it can
+    be learnt as well as the right one."""
+    image = batch["window_segment"].reshape(*merged.shape[:2], -1)[..., 0]              # [B, M], 0 where empty
+
+    def half_on(image: jax.Array) -> jax.Array:
+        order = jnp.argsort(image, stable=True)         # images one after another, each in window order
+        first, past = (jnp.searchsorted(image[order], image, side) for side in ("left", "right"))
+        length = past - first
+        place = jnp.argsort(order) - first              # within the image
+        return order[first + (place + length // 2) % length]
+
+    other = jax.vmap(half_on)(image)
+    move = lambda slot: jnp.where(slot < 0, slot, jnp.take_along_axis(other, jnp.maximum(slot, 0), axis=1))  # noqa: E731
+    slot, pool = move(batch["vision_slot"]), batch["pool"]
+    pool = jnp.stack([pool[..., 0], move(pool[..., 1])], -1)
+    return latent_targets(batch | {"vision_slot": slot, "pool": pool}, merged)
+
+
+TARGETS = {
+    "own": _own_targets, "random": _random_targets, "shuffled": _shuffled_targets, "wrong_box": _wrong_box_targets,
+}  # fmt: skip
 
 
 def latent_targets(batch: dict, merged: jax.Array) -> jax.Array:
@@ -233,12 +260,15 @@ def forward(
         share = 1.0 if objective.feedback == "rollout" else weights.own
         hidden = unroll(model, x, tokens, parts, _uniform(own_keys, latent.shape) < share, compute)
     hidden = over_rows(hidden)
-    predictor = hidden
-    if model.latent_head is not None:
-        predictor = model.latent_head(hidden)
-    predicted = before(batch, predictor).astype(at_least_fp32(predictor.dtype))      # state at p - 1
+    predicted = _predicted(model, batch, hidden)
     target = TARGETS[objective.target](target_keys, clean, batch, merged)
     return {"hidden": hidden, "predicted": predicted, "target": target, "fed": fed, "merged": merged}
+
+
+def _predicted(model: Network, batch: dict, hidden: jax.Array) -> jax.Array:
+    """[B, T, D] fp32: the latent that the state before each position stands for."""
+    predictor = hidden if model.latent_head is None else model.latent_head(hidden)
+    return before(batch, predictor).astype(at_least_fp32(predictor.dtype))          # state at p - 1
 
 
 def noise_like(batch: dict, keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -306,6 +336,9 @@ def loss(
         # The same pass once more, with the gradient allowed through some positions only: cross-entropy keeps its own.
         flow = route(batch["role"])
         routed = forward(model, batch, objective, weights, key, compute, parts=parts, flow=flow, merged=out["merged"])
+    if objective.route == "head_only":
+        stopped = jax.lax.stop_gradient
+        routed = {"predicted": _predicted(model, batch, stopped(hidden)), "target": stopped(out["target"])}
     lvr, _ = reconstruction(batch, objective, routed["predicted"], routed["target"], total)
     parts_of_loss = {"loss_ce": ce, "loss_lvr": lvr}
     value = ce + weights.reconstruction * lvr

@@ -39,6 +39,9 @@ from lvr_jax.training.schedules import Points
 from lvr_jax.training.state import State, abstract_state, start
 from lvr_jax.training.step import Recipe, compiled_step
 
+HEAD = "latent_head"                    # of the parameters
+LATENT_HEADS = ("simple", "glu")        # that a run can give a network without one
+
 
 def _plain(value: Any) -> Any:
     """ConfigDicts as dicts, and every list as a tuple: frozen records want them."""
@@ -122,6 +125,11 @@ class Experiment:
         data = data_of(c, network)
         alignment = _record(Alignment, "alignment", c.alignment) if c.alignment.latents else None
         objective = _record(Objective, "objective", c.objective)
+        if objective.route == "head_only" and network.latent_head == "none":
+            raise ConfigFieldError(
+                "objective.route is 'head_only' and the network has no latent head: expected latent_head 'simple' or "
+                "'glu', or another route"
+            )
         if (objective.feedback != "teacher") != (alignment is not None):
             raise ConfigFieldError(
                 f"objective.feedback is {objective.feedback!r} and alignment.latents {c.alignment.latents}: own "
@@ -161,7 +169,14 @@ class Experiment:
         """The state before step 0."""
         where = shardings(abstract_model(self.network)[1], sharding_rules(self.config, self.network), self.mesh)
         if self.config.init.checkpoint:
-            params = checkpoints.load(self.config.init.checkpoint, where, config=self.network)[1]
+            # A head that the config adds is drawn; everything else is the checkpoint's.
+            found = checkpoints.read_config(self.config.init.checkpoint)
+            new = {} if found.latent_head == self.network.latent_head else {HEAD: where.pop(HEAD)}
+            held = dataclasses.replace(self.network, latent_head="none") if new else self.network
+            params = checkpoints.load(self.config.init.checkpoint, where, config=held)[1]
+            if new:
+                draw_head = lambda: random_params(self.network, self.config.seed)[HEAD]  # noqa: E731
+                params[HEAD] = jax.jit(draw_head, out_shardings=new[HEAD])()
         else:
             draw = lambda: random_params(self.network, self.config.seed)  # noqa: E731
             params = jax.jit(draw, out_shardings=where)()
@@ -191,9 +206,16 @@ def sharding_rules(c: ConfigDict, network: Config) -> Rules:
 
 
 def _network(c: ConfigDict) -> Config:
-    if c.init.checkpoint:
-        return checkpoints.read_config(c.init.checkpoint)
     known = sizes()
-    if c.model not in known:
+    if not c.init.checkpoint and c.model not in known:
         raise ConfigFieldError(f"model is {c.model!r}, expected one of {sorted(known)}")
-    return known[c.model]
+    found = checkpoints.read_config(c.init.checkpoint) if c.init.checkpoint else known[c.model]
+    if c.latent_head in ("", found.latent_head):
+        return found
+    if c.latent_head not in LATENT_HEADS or found.latent_head != "none":
+        allowed = LATENT_HEADS if found.latent_head == "none" else (found.latent_head,)
+        raise ConfigFieldError(
+            f"latent_head is {c.latent_head!r}, expected '' or {' or '.join(map(repr, allowed))}: the checkpoint's is "
+            f"{found.latent_head!r}"
+        )
+    return dataclasses.replace(found, latent_head=c.latent_head)

@@ -1,6 +1,7 @@
 """The scene generators ask what only the picture answers, and say truly where the answer lies."""
 
 import collections
+import dataclasses
 import pickle
 import re
 import subprocess
@@ -275,6 +276,34 @@ def test_masked_input_hides_all_ink_of_the_target_and_changes_nothing_else(sourc
     assert x0 <= left < right <= x1 and y0 <= top < bottom <= y1
 
 
+@settings(max_examples=30, deadline=None)
+@given(source=digit_sources(kinds=("colour", "digit"), mask_box=True), index=INDEX, share=st.floats(0.05, 1))
+def test_a_share_of_the_mask_is_part_of_every_larger_one_and_of_its_size(source, index, share):
+    """In cells of a seventh of the canvas, 4 px of 28: their number is exact; elsewhere sizes vary."""
+    clean = source[index].images[0]
+    hidden = {}
+    for each in (share, 1.0):
+        seen = dataclasses.replace(source, mask_share=each)
+        assert same(seen[index], seen[index])
+        hidden[each] = (seen[index].input_images[0] == 0).all(-1)
+        assert np.array_equal(seen[index].input_images[0][~hidden[each]], clean[~hidden[each]])
+    less, whole = hidden[share], hidden[1.0]
+    assert not (less & ~whole).any() and np.array_equal(whole, (source[index].input_images[0] == 0).all(-1))
+    cells = round(share * 49)
+    pixels = source.digit_size // 7
+    assert cells * pixels**2 <= less.sum() <= cells * (pixels + source.digit_size % 7) ** 2
+
+
+def test_the_cells_of_a_mask_differ_between_items_and_are_drawn_apart_from_the_scene():
+    clean, half = DigitSearch(20), DigitSearch(20, mask_box=True, mask_share=0.5)
+    places = set()
+    for n in range(20):
+        assert np.array_equal(clean[n].images[0], half[n].images[0])
+        x0, y0, x1, y1 = half.scene(n).canvas[half.target(n)[0]].tolist()
+        places.add((half[n].input_images[0][y0:y1, x0:x1] == 0).all(-1).tobytes())
+    assert len(places) == 20
+
+
 def test_a_counterfactual_asks_the_same_of_a_scene_in_which_the_target_alone_is_another():
     """Another answer, which is among the options; pixels outside the target's canvas are the same, noise included."""
     source = DigitSearch(60, split="test", seed=3)
@@ -306,7 +335,7 @@ def test_the_default_scene_has_the_box_sizes_that_were_seen_to_be_learnable():
 @pytest.mark.parametrize("field, value", [
     ("size", 0), ("split", "val"), ("seed", -1), ("digits", 7), ("digits", 0), ("kinds", ()), ("kinds", ("shape",)),
     ("options", 1), ("options", 9), ("digit_size", 4), ("digit_size", 200), ("noise", -1), ("background", (90, 40)),
-    ("jitter", -1), ("lattice", 0)])
+    ("jitter", -1), ("lattice", 0), ("mask_share", 0), ("mask_share", 1.5), ("mask_share", 0.5)])
 def test_a_bad_digit_setting_is_named(field, value):
     with pytest.raises(ValueError, match=r"DigitSearch\.\w+ = .*expected") as caught:
         DigitSearch(**{"size": 10, field: value})

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from lvr_jax.checkpoints.orbax_io import flat
 from lvr_jax.data.packing import Budget, Geometry, collate
 from lvr_jax.data.sample import ROLE_ANSWER, ROLE_IMAGE, ROLE_LATENT, ROLE_TEXT, Example
 from lvr_jax.latents import objectives
@@ -153,6 +154,53 @@ def test_the_gradient_of_cross_entropy_is_untouched_by_the_route(route):
     np.testing.assert_array_equal(activation_gradients(route)[1], activation_gradients("both")[1])
 
 
+@functools.cache
+def parameter_gradients(route: str, head: str = "none") -> tuple[float, dict[str, np.ndarray]]:
+    """The auxiliary loss and its gradient at every parameter, by path."""
+    graph, state = nnx.split(network() if head == "none" else with_head(head))
+    batch = batch_of([example(0), example(1)])
+    objective, total = Objective(route=route), objectives.totals(batch)
+
+    def part(state):
+        model = nnx.merge(graph, state)
+        return objectives.loss(model, batch, objective, ONE, total, jax.random.key(0), Compute())[1]["loss_lvr"]
+
+    value, found = jax.jit(jax.value_and_grad(part), compiler_options=QUICK)(state)
+    return float(value), {path: np.asarray(x) for path, x in flat(nnx.to_pure_dict(found)).items()}
+
+
+def with_head(kind: str) -> Qwen2_5_VL:
+    return Qwen2_5_VL(nnx.Rngs(0), dataclasses.replace(CONFIG, latent_head=kind))
+
+
+@pytest.mark.parametrize("route", ["latent_only", "outside_only"])
+def test_a_route_by_position_cuts_what_enters_the_last_block_and_nothing_that_it_does_with_it(route):
+    """Its queries, output projection and MLP, at the positions that predict, take the gradient of `both`: two routes
+    are two ways into the same matrices."""
+    both, routed = parameter_gradients("both")[1], parameter_gradients(route)[1]
+    last = lambda found, name: found[f"text/blocks/{name}"][-1]  # noqa: E731
+    for name in ("q", "out", "mlp/gate", "mlp/up", "mlp/down"):
+        np.testing.assert_allclose(last(routed, name), last(both, name), rtol=1e-4, atol=1e-7, err_msg=name)
+        assert np.abs(last(routed, name)).max() > 0
+        below = [found[f"text/blocks/{name}"][0] for found in (routed, both)]
+        assert np.abs(below[0] - below[1]).max() > 1e-3 * np.abs(below[1]).max(), name
+    for name in ("k", "v"):
+        apart = np.abs(last(routed, name) - last(both, name)).max()
+        assert apart > 1e-3 * np.abs(last(both, name)).max(), name
+
+
+def test_the_head_only_loss_is_the_same_and_reaches_the_latent_head_and_nothing_else():
+    (value, routed), (usual, both) = (parameter_gradients(route, "simple") for route in ("head_only", "both"))
+    assert value == pytest.approx(usual, rel=1e-6)
+    for path, gradient in routed.items():
+        if path.startswith("latent_head/"):
+            np.testing.assert_allclose(gradient, both[path], rtol=1e-4, atol=1e-9, err_msg=path)
+            assert np.abs(gradient).max() > 0, path
+        else:
+            assert not gradient.any(), path
+    assert any(x.any() for path, x in both.items() if path.startswith("text/"))
+
+
 def test_at_the_last_block_both_routes_add_up_to_the_unrouted_gradient_and_below_mixed_paths_are_missing():
     """A path of gradient from the loss steps, block by block, from a position to itself or an earlier one. A route
     keeps the paths that stay on its side at every block. Into the last block a path is one step, on one side or the
@@ -295,6 +343,30 @@ def test_a_shuffled_target_is_another_token_of_the_rows_own_images():
                 assert (own == z).all(-1).any()
                 moved += not np.array_equal(z, v)
     assert moved > 8        # of 16 latents, 1 / 4 or less stay by chance
+
+
+def test_a_wrong_box_is_the_same_region_half_of_its_own_image_further_on_whatever_is_drawn():
+    """In a picture of one window, half the height below or above. Two pictures of a row stay apart."""
+    pool = ((0, 0), (0, 1), (0, 3))
+    batch = batch_of([example(0, side=8, stages=((1, 3),)), example(1, side=4, pool=pool)])
+    merged = np.random.default_rng(0).normal(size=(1, batch["window_segment"].shape[1] * 16, D)).astype(np.float32)
+    image = batch["window_segment"].reshape(-1, 4)[:, 0]
+    assert [(image == n).sum() for n in (1, 2)] == [16, 4]
+    further = {}
+    for n in (1, 2):
+        slots = np.flatnonzero(image == n)
+        further |= dict(zip(slots.tolist(), np.roll(slots, -len(slots) // 2).tolist()))
+    assert all(further[further[slot]] == slot != other for slot, other in further.items())
+    clean = objectives.latent_targets(batch, jnp.asarray(merged))
+    wrong = [np.asarray(objectives.TARGETS["wrong_box"](objectives.row_keys(batch, jax.random.key(n)), clean, batch,
+                                                        merged)) for n in (0, 1)]  # fmt: skip
+    np.testing.assert_array_equal(*wrong)
+    pooled = {int(t): batch["pool"][0, batch["pool"][0, :, 0] == t, 1] for t in batch["pool"][0, :, 0] if t >= 0}
+    latents = np.flatnonzero(np.asarray(objectives.is_latent(batch))[0])
+    assert len(latents) == 5 and len(pooled) == 1
+    for t in latents:
+        region = [further[int(slot)] for slot in pooled.get(int(t), [batch["vision_slot"][0, t]])]
+        np.testing.assert_allclose(wrong[0][0, t], merged[0, region].mean(0), rtol=1e-5, atol=1e-6)
 
 
 def test_a_random_target_has_the_norm_of_its_own_and_nothing_else_of_it():

@@ -117,6 +117,25 @@ def test_another_learning_rate_in_the_shared_config_leaves_the_full_studys_recip
     assert not set(Blocks(c, tmp_path).keys.values()) & set(before.values()), "without it, it is the config's"
 
 
+def test_what_came_after_results_were_stored_is_part_of_a_key_where_it_is_used(tmp_path):
+    """The heads, targets and shares of the dial are runs of their own; what stands for their absence is no axis."""
+    c = config(tmp_path, {"heads": "plain: lvr, lvr head=glu, lvr head=glu route=head_only, lvr target=wrong_box",
+                          "dial": "plain: lvr; masked: lvr dark=0.25|1"}, seeds=(0,))  # fmt: skip
+    blocks = Blocks(c, tmp_path)
+    assert len(set(blocks.keys.values())) == len(blocks.runs) == 6
+    axes = {each["name"]: each["axes"] for each in blocks.planned()}
+    assert {name: (a["dark"], a["head"]) for name, a in axes.items()} == {
+        "lvr": (0.0, "none"), "lvr head=glu": (0.0, "glu"), "lvr head=glu route=head_only": (0.0, "glu"),
+        "lvr target=wrong_box": (0.0, "none"), "masked: lvr dark=0.25": (0.25, "none"), "masked: lvr": (1.0, "none"),
+    }  # fmt: skip
+    commands = {job.name: job.command for job in study.jobs(c, tmp_path)}
+    assert "--config.data.sources.digits.mask_share=0.25" in commands["train masked: lvr dark=0.25"]
+    assert "--benchmark.mask_share=0.25" in commands["evaluate masked: lvr dark=0.25"]
+    assert any("mask_share=0.25" in each for each in commands["audit masked: lvr dark=0.25"])
+    with pytest.raises(ValueError, match="lvr dark=0.5: dark is an axis of the setting masked, expected masked: lvr"):
+        Blocks(config(tmp_path, {"dial": "plain: lvr dark=0.5"}), tmp_path)
+
+
 def test_every_committed_result_has_the_key_of_its_run(tmp_path):
     """What is stored is of what the study asks for now: no field that came later makes it another run."""
     from configs import full_study

@@ -96,6 +96,7 @@ class Blocks:
         self.runs = runs(config, workdir)
         self.keys = {run.name: result_key(config, run) for run in self.runs}
         self.store = store.Store.of(config)
+        self._known = {run.name: axes_of(run, training_settings(config, run)) for run in self.runs}
         known = [{**run["axes"], **{name: run[name] for name in ("setting", "config", "seed", "blocks")}}
                  for run in self.planned()]  # fmt: skip
         check(config.predictions, config.order, known)
@@ -145,11 +146,12 @@ class Blocks:
             self.store.write(run, self.keys[run.name], self._axes(run), store.measured(run, seconds))
 
     def _axes(self, run: Run) -> dict:
-        return axes_of(run, training_settings(self.config, run))
+        return self._known[run.name]
 
     def results(self) -> tuple[list[dict], list[str]]:
         """All stored results in the order of the study, and the names of runs without one."""
-        return self.store.results(self.runs, self.keys)
+        found, lacking = self.store.results(self.runs, self.keys)
+        return [{**result, "axes": self._known[result["name"]]} for result in found], lacking
 
     def table(self) -> Table:
         """A line for every run; made of results alone."""

@@ -17,11 +17,11 @@ from study.runs import BASE, Run
 # What training reads of an experiment's config besides paths; logs, meshes, profiles and the like leave the result.
 READ = (
     "steps", "rows", "accumulate", "mask_boxes", "frozen", "objective", "reconstruction", "own", "alignment",
-    "optimizer", "data", "system",
+    "optimizer", "data", "system", "latent_head",
 )  # fmt: skip
 # Fields that came after results had been stored, with what they stand for where they are not named: a result of before
 # has the key of one that leaves them so.
-LATER: dict[str, Any] = {}
+LATER: dict[str, Any] = {"latent_head": "", "data.sources.digits.mask_share": 1.0}
 
 
 def digest(known: object) -> str:
@@ -59,7 +59,7 @@ def read_of(config: ConfigDict) -> dict[str, Any]:
         *path, last = field.split(".")
         node = part
         for name in path:
-            node = node[name]
+            node = node.get(name, {})
         if node.get(last) == usual:
             del node[last]
     return part
@@ -69,10 +69,11 @@ def axes_of(run: Run, settings: Mapping[str, Any]) -> dict[str, Any]:
     """What runs may differ by, resolved: whatever words asked for it."""
     c = experiment(run, settings)
     points = c.reconstruction.points
-    shares = [source.get("mask_box", False) for source in c.data.sources.values()]
+    shares = [source.get("mask_box", False) * source.get("mask_share", 1.0) for source in c.data.sources.values()]
     return {
         "lambda": points[0][1], "until": points[1][0] if len(points) > 1 else None,
         "target": c.objective.target, "route": c.objective.route, "noise": c.objective.noise,
         "attention": c.objective.attention, "feedback": c.objective.feedback, "template": c.data.template,
-        "steps": c.steps, "at": run.at or c.steps, "dark": float(max(shares)), BASE: run.base.name,
+        "steps": c.steps, "at": run.at or c.steps, "dark": float(max(shares)), "head": c.latent_head or "none",
+        BASE: run.base.name,
     }  # fmt: skip

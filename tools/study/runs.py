@@ -58,6 +58,9 @@ AXES = {
     "noise": lambda value: {"objective.noise": float(value)},
     "steps": lambda value: {"steps": int(value)},
     "peak": lambda value: {"optimizer.peak": float(value)},
+    "head": lambda value: {"latent_head": value},
+    # Share of the asked digit that is black, in the setting `masked`.
+    "dark": lambda value: {f"{where}.sources.digits.mask_share": float(value) for where in ("data", "held_out")},
     # D-LVR's end of the reconstruction loss, as a share of the run.
     "until": lambda value: {"reconstruction.points": ((0.0, 0.1), (float(value), 0.0)), "init.fork_at": float(value)},
 }
@@ -129,7 +132,8 @@ class Run:
 
     @property
     def scenes(self) -> dict:
-        return {"split": "test", **SETTINGS[self.setting].scenes}
+        scenes, axes = {"split": "test", **SETTINGS[self.setting].scenes}, dict(self.axes)
+        return {**scenes, "mask_share": float(axes["dark"])} if "dark" in axes else scenes
 
     def fields(self) -> dict[str, Any]:
         """What the run changes in its config, by field; ValueError for a field that the config lacks."""
@@ -140,6 +144,8 @@ class Run:
                 found.update(self._fields_of(axis, text))
         if "lambda" in dict(self.axes) and len(config.reconstruction.points) > 1:
             raise ValueError(f"{self.variant}: configs/{self.config}.py schedules lambda, expected no such axis")
+        if "dark" in dict(self.axes) and not SETTINGS[self.setting].scenes.get("mask_box"):
+            raise ValueError(f"{self.variant}: dark is an axis of the setting masked, expected masked: {self.config}")
         for field in found:
             _require(config, field, f"{self.variant}: configs/{self.config}.py")
         return found

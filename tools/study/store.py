@@ -10,7 +10,8 @@
     setting     plain, bottleneck, masked, ..; config: file of configs/; seed: of training
     axes        what may differ, resolved: lambda (at the start), until (share of the run after which it is 0, or null),
                 target, route, noise, attention, feedback, template, steps, at (the step whose state was looked at),
-                dark (share of the asked digit that is black), base
+                dark (share of the asked digit that is black), head (that the run gave the network), base; read as the
+                study resolves them now
     scores      of `questions`: content and letter, each {items, right}; by_category: content by kind of question
     audit       of the audit's clean pass: {items, right, letter_right, triggered, answered, latents_fed, chance,
                 majority}; `right` is by content
