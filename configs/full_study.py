@@ -4,10 +4,13 @@
 another one; results (tools/study/store.py has their format) are kept apart from checkpoints, and a run whose result is
 there is not run again. `--config.only=report` needs results alone.
 
-What was known when predictions were written: the miniature study (configs/reproduce.py), one seed of nine recipes. Runs
-of `lvr`, `p_lvr_2`, `n_lvr`, `d_lvr` and of the bottleneck at lambda 0.1 with seed 0 repeat it.
+What was known when predictions were written. Of the first three blocks: the miniature study (configs/reproduce.py), one
+seed of nine recipes; runs of `lvr`, `p_lvr_2`, `n_lvr`, `d_lvr` and of the bottleneck at lambda 0.1 with seed 0 repeat
+it. Of the others: besides that the runs of `lambda_plain`, and ten of `lambda_bottleneck` (seeds 0 and 1); and of what
+they have anew, a single 300-step run of the whole mask, the dial's end.
 
-Cost: three minutes of one core a run.
+Cost: two to three minutes of one core a run, five with rollout or a route by position, half a minute for an earlier
+state.
 
     python tools/reproduce.py --config configs/full_study.py --workdir runs/full_study
     python tools/reproduce.py --config configs/full_study.py --workdir runs/full_study --config.only=report
@@ -26,6 +29,19 @@ BLOCKS = {
     # The paper's variants, with seeds and matched weights.
     "variants": "plain: lvr, n_lvr noise=0.3|1, d_lvr until=0.3|0.6,"
                 " p_lvr_2, p_lvr_3, p_lvr_2_matched, p_lvr_3_matched",
+    # Does what is regressed matter, and does the loss have to pass through the network? `head=glu` alone is the control
+    # of `head_only`: the same head, and a loss that passes on.
+    "targets": "plain: lvr, lvr target=shuffled|random|wrong_box, lvr head=glu, lvr head=glu route=head_only;"
+               " bottleneck: lvr, lvr target=shuffled|wrong_box",
+    # As more of the asked digit is black, does the answer come to rely on its latents, and do they help?
+    "dial": "plain: lvr; masked: lvr dark=0.25|0.5|0.75|1",
+    # In the time of one run, do cosine and accuracy rise together?
+    "trajectories": "plain: lvr at=60|120|180|240, lvr; bottleneck: lvr at=60|120|180|240, lvr",
+    # Trained on the model's own latents, does the answer still need the loss? Teacher forcing of the same eight pooled
+    # latents beside it; a step has the same 32 questions.
+    "lambda_rollout": "bottleneck: lvr_pooled lambda=0|0.1|1, rollout rows=32 lambda=0|0.1|1",
+    # A check alone: routes by position share all matrices (lvr_jax/latents/objectives.py says what they cut).
+    "routing": "plain: lvr, lvr route=latent_only|outside_only",
 }
 
 
@@ -81,6 +97,68 @@ PREDICTIONS = (
               "points.", "down", "mean", (None, -10.0), {"config": "p_lvr_2"}, of="delta mean"),
     predicted("variants", "variants: cosine misleads", "Over variants and seeds, accuracy falls with cosine: r < -0.3.",
               "down", "correlation", (None, -0.3), of="accuracy", x="cosine"),
+    predicted("targets", "targets: plain, any target will do", "In the plain setting shuffled, random and wrong-box "
+              "targets leave accuracy within 2 points of own ones.", "none", "difference", (-2.0, 2.0),
+              {"setting": "plain", "target": ("shuffled", "random", "wrong_box")},
+              against={"setting": "plain", "target": "own", "head": "none"}, of="accuracy"),
+    predicted("targets", "targets: plain, a wrong box is learnt elsewhere", "Latents taught a wrong box have a cosine "
+              "with the right one that is lower than LVR's by more than 0.1.", "down", "difference", (None, -0.1),
+              {"setting": "plain", "target": "wrong_box"},
+              against={"setting": "plain", "target": "own", "head": "none"}, of="cosine"),
+    predicted("targets", "targets: a loss of the head alone leaves accuracy", "A loss that reaches the latent head "
+              "alone answers within 2 points of one that passes on.", "none", "difference", (-2.0, 2.0),
+              {"route": "head_only"}, against={"head": "glu", "route": "both"}, of="accuracy"),
+    predicted("targets", "targets: a head reads less than a network learns", "Stopped below the head, the loss reaches "
+              "a cosine that is lower by more than 0.05.", "down", "difference", (None, -0.05),
+              {"route": "head_only"}, against={"head": "glu", "route": "both"}, of="cosine"),
+    predicted("targets", "targets: bottleneck, the wrong box costs", "Behind the bottleneck wrong-box targets cost "
+              "more than 5 points against own ones.", "down", "difference", (None, -5.0),
+              {"setting": "bottleneck", "target": "wrong_box"},
+              against={"setting": "bottleneck", "target": "own"}, of="accuracy"),
+    predicted("targets", "targets: bottleneck, latents of a wrong box are not followed", "Behind the bottleneck a "
+              "donor's latents are followed by more than 10 points less with wrong-box targets than with own ones.",
+              "down", "difference", (None, -10.0), {"setting": "bottleneck", "target": "wrong_box"},
+              against={"setting": "bottleneck", "target": "own"}, of="follows donor_directed"),
+    predicted("dial", "dial: darkness costs accuracy", "All of the digit black instead of a quarter costs more than 40 "
+              "points.", "down", "difference", (None, -40.0), {"dark": 1.0}, against={"dark": 0.25}, of="accuracy"),
+    predicted("dial", "dial: oracle latents help with the dose", "What oracle latents add at three quarters is more "
+              "than 5 points above what they add at a quarter.", "up", "difference", (5.0, None), {"dark": 0.75},
+              against={"dark": 0.25}, of="delta oracle"),
+    predicted("dial", "dial: oracle latents help most where all is black", "Where all is black oracle latents add more "
+              "than 40 points.", "up", "mean", (40.0, None), {"dark": 1.0}, of="delta oracle"),
+    predicted("dial", "dial: own latents give nothing that is black", "At any share own latents add less than 3 points "
+              "to the answer blind to them.", "none", "mean", (None, 3.0), {"setting": "masked"}, of="through"),
+    predicted("dial", "dial: another's latents are not followed", "At any share the answer turns to what a donor's own "
+              "latents argue for in less than 3 points of items: they are as empty.", "none", "mean", (None, 3.0),
+              {"setting": "masked"}, of="follows donor_directed"),
+    predicted("trajectories", "time: plain, both rise", "In the plain setting accuracy and cosine rise together in "
+              "time: r > 0.3 over states of three runs.", "up", "correlation", (0.3, None), {"setting": "plain"},
+              of="accuracy", x="cosine"),
+    predicted("trajectories", "time: bottleneck, both rise", "Behind the bottleneck they do so more closely: r > 0.7.",
+              "up", "correlation", (0.7, None), {"setting": "bottleneck"}, of="accuracy", x="cosine"),
+    predicted("trajectories", "time: plain, never through the latents", "At no time do the latents of the plain "
+              "setting add 2 points, or take them.", "none", "mean", (-2.0, 2.0), {"setting": "plain"}, of="through"),
+    predicted("lambda_rollout", "rollout: no loss is needed", "Without the loss, rollout answers better than teacher "
+              "forcing by more than 5 points.", "up", "difference", (5.0, None),
+              {"feedback": "rollout", "lambda": 0.0}, against={"feedback": "teacher", "lambda": 0.0}, of="accuracy"),
+    predicted("lambda_rollout", "rollout: latents carry without the loss", "Without the loss, rollout's answer turns "
+              "to what a donor's latents argue for in more than 10 points of items.", "up", "mean", (10.0, None),
+              {"feedback": "rollout", "lambda": 0.0}, of="follows donor_directed"),
+    predicted("lambda_rollout", "rollout: the loss teaches less", "From lambda 0 to 1 rollout gains less than 15 "
+              "points of accuracy.", "none", "difference", (None, 15.0), {"feedback": "rollout", "lambda": 1.0},
+              against={"feedback": "rollout", "lambda": 0.0}, of="accuracy"),
+    predicted("lambda_rollout", "rollout: the loss moves cosine all the same", "From lambda 0 to 1 rollout gains more "
+              "than 0.3 of cosine.", "up", "difference", (0.3, None), {"feedback": "rollout", "lambda": 1.0},
+              against={"feedback": "rollout", "lambda": 0.0}, of="cosine"),
+    predicted("routing", "routing: accuracy does not care", "By either route accuracy is within 2 points of both "
+              "together.", "none", "difference", (-2.0, 2.0), {"route": ("latent_only", "outside_only")},
+              against={"route": "both"}, of="accuracy"),
+    predicted("routing", "routing: most of cosine comes through latent positions", "Through latent positions alone "
+              "cosine is within 0.1 of both together.", "level", "difference", (-0.1, 0.1), {"route": "latent_only"},
+              against={"route": "both"}, of="cosine"),
+    predicted("routing", "routing: less of it comes round them", "Through all other positions alone cosine is lower "
+              "than by both by more than 0.02.", "down", "difference", (None, -0.02), {"route": "outside_only"},
+              against={"route": "both"}, of="cosine"),
 )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from lvr_jax.files.json_io import JsonError
 from study import store
 from study.blocks import Blocks
 from study.page import report, text
+from study.page.findings import Checkpoint
 from study.runs import runs
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -159,6 +160,47 @@ def test_two_blocks_with_opposite_relations_are_not_pooled(made):
     line = lines["lambda, bottleneck"]
     assert [line.place(seeds[0]) for seeds in line.ordered] == [0.0, 0.1, 1.0]
     assert "No correlation over all of them together is given" in text.page(found)
+
+
+def state(name, cosine, **axes):
+    axes = {"at": 300, "steps": 300, "lambda": 0.1, "attention": "full", "feedback": "teacher", **axes}
+    return Checkpoint(name, ("b",), name, 0, axes, 100, 90, cosine, None, {})
+
+
+def test_lines_run_along_one_axis_and_attention_feedback_and_runs_set_them_apart():
+    lines = lambda *there: report.lines_of(text.Block("b", "time", "", (), there, {}))  # noqa: E731
+    in_time = [state(f"{a} {n}", 0.1, at=n, attention=a) for a in ("full", "bottleneck") for n in (60, 120, 300)]
+    assert [(x.label, x.along, len(x.checkpoints)) for x in lines(*in_time)] == [
+        ("time: plain", "at", 3), ("time: bottleneck", "at", 3)
+    ]
+    fed = [state(f"{f} {n}", 0.1, feedback=f, **{"lambda": n}) for f in ("teacher", "rollout") for n in (0.0, 1.0)]
+    assert [(x.label, x.along) for x in lines(*fed)] == [("time: teacher", "lambda"), ("time: rollout", "lambda")]
+    noisy = [state(f"{n} {u}", 0.1, noise=n, until=u) for n, u in ((0.0, None), (1.0, None), (0.0, 0.3))]
+    assert [(x.label, x.along) for x in lines(*noisy)] == [("time", "cosine")]
+    taught = [state("own", 0.1, target="own"), state("far", 0.2, target="wrong_box", attention="bottleneck")]
+    assert [(x.label, x.along) for x in lines(*taught)] == [("time: plain", "cosine"), ("time: bottleneck", "cosine")]
+
+
+def test_earlier_states_count_in_the_row_of_their_block_alone(tmp_path):
+    """States of one run are no checkpoints of their own among those of all blocks."""
+    blocks, other = study(tmp_path / "with"), study(tmp_path / "without")
+    fill(blocks, without="")
+    fill(other)
+    pages = [text.page(report.gather(place)).split("## Cosine and accuracy,")[1].split("##")[0]
+             for place in (blocks, other)]  # fmt: skip
+    assert "| training time | 6 |" in pages[0] and "| training time |" not in pages[1]
+    inside = [next(line for line in page.splitlines() if line.startswith("| **inside")) for page in pages]
+    assert inside[0] == inside[1] and "| 17 |" in inside[0]
+
+
+def test_kinds_of_questions_are_told_apart(tmp_path):
+    blocks = study(tmp_path)
+    fill(blocks)
+    run = blocks.runs[3]
+    stored = blocks.store.read(run)
+    stored["scores"]["by_category"] = {"colour": {"items": 500, "right": 490}, "digit": {"items": 500, "right": 100}}
+    blocks.store.path(run).write_text(json.dumps(stored))
+    assert "accuracy lies between 98.0 and 98.0 % (colour), 20.0 and 20.0 % (digit)" in text.page(report.gather(blocks))
 
 
 def test_nothing_is_decided_while_a_run_is_missing(tmp_path):

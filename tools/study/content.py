@@ -40,13 +40,13 @@ def folder_digest(folder: Path) -> str:
 def experiment(run: Run, settings: Mapping[str, Any]) -> ConfigDict:
     """The run's config with these settings; paths stay those of the config."""
     config = importlib.import_module(f"configs.{run.config}").get_config("tiny")
-    for name, value in settings.items():
-        if not isinstance(value, Path):
-            *path, last = name.split(".")
-            node = config
-            for part in path:
-                node = node[part]
-            with node.ignore_type():
+    with config.ignore_type():
+        for name, value in settings.items():
+            if not isinstance(value, Path):
+                *path, last = name.split(".")
+                node = config
+                for part in path:
+                    node = node[part]
                 node[last] = value
     return config
 

@@ -207,7 +207,8 @@ def _of_blocks(config: ConfigDict, workdir: Path) -> list[Run]:
                     if run.folder in asked:
                         raise ValueError(f"blocks.{block} asks for {run.name!r} twice")
                     asked[run.folder] = run
-        for folder, run in sorted(asked.items(), key=lambda item: item[1].seed):
+        # A state comes after the run that it is a state of, in whatever order they are named.
+        for folder, run in sorted(asked.items(), key=lambda item: (item[1].seed, item[1].at is not None)):
             before = found.get(folder, run)
             found[folder] = dataclasses.replace(before, blocks=(*before.blocks, block))
     if not found:

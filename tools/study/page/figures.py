@@ -17,7 +17,7 @@ SIZE = (8.0, 4.4)
 @matplotlib.rc_context(STYLE)
 def headline(lines: Sequence[Line], paper: Paper, panels: Sequence[Line]) -> Figure:
     """Accuracy against cosine, a line for each thing that varies; beside it accuracy by lambda in its two parts."""
-    figure = Figure(figsize=SIZE, layout="constrained")
+    figure = Figure(figsize=(SIZE[0], SIZE[1] + 1.2 * max(len(panels) - 2, 0)), layout="constrained")
     grid = figure.add_gridspec(max(len(panels), 1), 2, width_ratios=(2.1, 1))
     axis = figure.add_subplot(grid[:, 0] if panels else grid[:, :])
     for n, line in enumerate(lines):
@@ -39,15 +39,21 @@ def headline(lines: Sequence[Line], paper: Paper, panels: Sequence[Line]) -> Fig
 
 
 def _parts(axis, line: Line, legend: bool) -> None:
-    """Stacked bars: what the answer gives blind to its latents, and what they add to it or take from it."""
+    """Stacked bars: what the answer gives blind to its latents and their marker, and what these add or take; points:
+    what it gives with the marker and without latents."""
     ordered = line.ordered
     blind, through = (np.array([np.mean([getattr(c, part) for c in seeds]) for seeds in ordered])
                       for part in ("blind", "through"))  # fmt: skip
     place, lost = np.arange(len(ordered)), through < 0
-    axis.bar(place, np.minimum(blind, blind + through), color="#bbbbbb", label="blind to the latents")
-    axis.bar(place, np.maximum(through, 0), bottom=blind, color=COLOURS[0], label="through them")
+    axis.bar(place, np.minimum(blind, blind + through), color="#bbbbbb", label="blind to the block")
+    axis.bar(place, np.maximum(through, 0), bottom=blind, color=COLOURS[0], label="through it")
     axis.bar(place[lost], -through[lost], bottom=(blind + through)[lost], color="white", edgecolor=COLOURS[1],
-             hatch="////", linewidth=0.8, label="lost through them")  # fmt: skip
+             hatch="////", linewidth=0.8, label="lost through it")  # fmt: skip
+    removed = [[v for v in (c.delta("markers_only") for c in seeds) if v is not None] for seeds in ordered]
+    kept = [np.mean([c.accuracy for c in seeds]) + np.mean(each) if each else np.nan
+            for seeds, each in zip(ordered, removed)]  # fmt: skip
+    axis.plot(place, kept, linestyle="", marker="D", markersize=4, color="white", markeredgecolor="black",
+              markeredgewidth=0.8, label="marker kept, latents removed")  # fmt: skip
     axis.set_xticks(place, [f"{line.place(seeds[0]):g}" for seeds in ordered], fontsize=8)
     axis.set_title(line.label, fontsize=9)
     axis.set(xlabel=line.along, ylim=(0, 102))

@@ -43,6 +43,7 @@ class Checkpoint:
     cosine, free: of the last stage's latents with their targets, teacher-forced and as the model makes them
     argued: by condition, answers that are what a donor's latents argue for: items, with own latents, with those
     seconds: of processor time that it took, None where it is not known
+    kinds: by kind of question, items and how many of them were answered right, in the evaluation
     """
 
     name: str
@@ -57,6 +58,7 @@ class Checkpoint:
     conditions: Mapping[str, Counts]
     argued: Mapping[str, tuple[int, int, int]] = dataclasses.field(default_factory=dict)
     seconds: float | None = None
+    kinds: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def of(cls, result: Mapping[str, Any]) -> "Checkpoint":
@@ -71,11 +73,17 @@ class Checkpoint:
              for name, c in (result["conditions"] or {}).items()},
             {name: (a["items"], a["clean"], a["fed"]) for name, a in (result["argued"] or {}).items()},
             sum(spent) if spent else None,
+            {name: (k["items"], k["right"]) for name, k in (result["scores"].get("by_category") or {}).items()},
         )  # fmt: skip
 
     @property
     def block(self) -> str:
         return self.blocks[0]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is the end of a run and no earlier state."""
+        return self.axes.get("at") == self.axes.get("steps")
 
     @property
     def accuracy(self) -> float:

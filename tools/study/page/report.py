@@ -31,23 +31,39 @@ TITLES = {
     ),
     "lambda_rollout": (
         "lambda, bottleneck with rollout",
-        "The same, but trained on the latents that the model makes itself, so that cross-entropy reaches them. Does "
-        "the relation vanish again?",
+        "The same, but trained on the latents that the model makes itself, so that cross-entropy reaches them, beside "
+        "teacher forcing of the same eight pooled latents. Does the relation vanish again?",
     ),
     "variants": (
         "the paper's variants", "Noise, decoupling and progressive stages, and the stages with LVR's weight."
     ),
-    "targets": ("targets", "Does what is regressed matter, and does it pass through the network?"),
-    "routing": ("routes by position", "A check alone, for both routes update the same matrices."),
+    "targets": (
+        "targets",
+        "Does what is regressed matter, and does it pass through the network? Lambda is 0.1. `shuffled` is another "
+        "token of the row's pictures, drawn anew each step, `random` noise of the same norm; `wrong_box` is the same "
+        "region half the picture's height further on, always the same, and as easy to learn as the right one. "
+        "`head=glu` puts a latent head on the network; with `head_only` the loss trains that head and nothing below "
+        "it. Cosine is with the right box for all of them.",
+    ),
+    "routing": (
+        "routes by position",
+        "A check alone, for both routes update the same matrices, and the last block's queries, output projection and "
+        "MLP take the whole loss by either.",
+    ),
     "dial": (
         "informativeness dial",
-        "A share of the asked digit is black. Latents with its content could give what the picture lacks: does "
+        "A share of the asked digit is black in the picture, in cells of 4 px that the item draws; teacher forcing "
+        "feeds latents of the clean picture. Latents with its content could give what the picture lacks: does "
         "reliance grow with the dose?",
     ),
     "trajectories": ("training time", "Earlier states of the same runs: do cosine and accuracy rise together in time?"),
 }
-# What a line may run along, the first that varies.
+# What a line may run along, the first that varies; and what sets lines of one block apart.
 ALONG = ("at", "lambda", "dark", "noise", "until")
+APART = ("attention", "feedback")
+# Blocks with a table of their own and no line in the headline figure: no one thing varies in steps there.
+ASIDE = ("targets", "dial", "routing")
+PLAINLY = {"full": "plain"}         # values of axes in other words
 
 
 def write(blocks: Blocks) -> Path:
@@ -88,9 +104,10 @@ def gather(blocks: Blocks) -> text.Findings:
                                                                                             ("high", "inf")))
         predictions.append(text.Prediction(TITLES.get(p["block"], (p["block"],))[0], p["statement"], in_words(p), low,
                                            high, estimate(p, *sides), counted(p, *sides), waiting))  # fmt: skip
-    lines = tuple(line for block in every for line in lines_of(block))
+    lines = tuple(line for block in every if block.name not in ASIDE for line in lines_of(block))
     panels = tuple(line for line in lines if line.along == "lambda")
-    dial = next((line for line in lines if line.along == "dark"), Line("", "dark", ()))
+    dials = (line for block in every for line in lines_of(block) if line.along == "dark")
+    dial = next(dials, Line("", "dark", ()))
     unplanned = tuple(title for name, (title, _) in TITLES.items() if name not in blocks.config.order)
     return text.Findings(every, unplanned, tuple(predictions), (*lines, *seeds_of(list(done.values()))), panels, dial,
                          _shared(blocks.store.folder.parent / SHARED), COMMAND)  # fmt: skip
@@ -148,21 +165,22 @@ def _shared(path: Path) -> dict[str, Any] | None:
 def lines_of(block: text.Block) -> list[Line]:
     """The block's checkpoints as lines along the one axis that varies; without one, as points along their cosine.
 
-    States of several trained runs are a line for each run.
+    Attention and feedback set lines apart, and of states each trained run is a line of its own.
     """
     there = [c for c in block.checkpoints if c.cosine is not None]
     if not there:
         return []
     axes = [name for name in there[0].axes if len({_known(c.axes.get(name)) for c in there}) > 1]
     along = next((name for name in ALONG if name in axes), None)
-    if along is None or (along != "at" and len(axes) > 1):
-        return [Line(block.title, "cosine", tuple(there))]
+    others = [name for name in axes if name != along]
+    if along is None or (along != "at" and set(others) - set(APART)):
+        along, others = "cosine", [name for name in others if name in APART]
     groups: dict[tuple, list[Checkpoint]] = {}
     for c in there:
-        groups.setdefault(tuple(_known(c.axes[name]) for name in axes if name != along), []).append(c)
+        groups.setdefault(tuple(_known(c.axes[name]) for name in others), []).append(c)
     if len(groups) == 1:
         return [Line(block.title, along, tuple(there))]
-    labels = [" ".join(f"{value}" for value in key) for key in groups]
+    labels = [" ".join(PLAINLY.get(str(value), str(value)) for value in key) for key in groups]
     return [Line(f"{block.title}: {label}", along, tuple(each)) for label, each in zip(labels, groups.values())]
 
 

@@ -177,7 +177,8 @@ def _caption(found: Findings) -> str:
     return (
         "*Small points are checkpoints, large ones means over a recipe's seeds; a line joins the recipes in which one "
         "thing varies. Hollow: the paper's five, on V\\*. Right: accuracy by lambda, as the answer gives it blind to "
-        f"its latents, and what the latents add or take.* Along each line: {each}."
+        "its latents and their opening marker, and what these add or take; rhombs: with the marker and without "
+        f"latents.* Along each line: {each}."
     )
 
 
@@ -236,7 +237,8 @@ def _bounds(low: float, high: float) -> str:
 
 def _relations(found: Findings) -> str:
     """r and slopes inside blocks and between them, side by side."""
-    known, model = findings.by_block(found.checkpoints), findings.modelled(found.checkpoints)
+    whole = [c for c in found.checkpoints if c.is_whole]
+    known, model = findings.by_block(whole), findings.modelled(whole)
     if known is None:
         return ""
     rows = []
@@ -251,8 +253,8 @@ def _relations(found: Findings) -> str:
         "## Cosine and accuracy, inside blocks and between them", table(("", "n", "r of cosine and accuracy"), rows),
         f"{plural(known.checkpoints, 'checkpoint')} in {plural(known.blocks, 'block')} would tell |r| = {inside:.2f} "
         f"inside blocks from none with 80 % power, and {between:.2f} between them. A checkpoint of several blocks "
-        "counts in each of their rows, and once, in its first, below. No correlation over all of them together is "
-        "given: it would mix the two.",
+        "counts in each of their rows, and once, in its first, below; earlier states of a run count in their block's "
+        "row alone. No correlation over all of them together is given: it would mix the two.",
     ]
     if model is not None:
         among = "" if model.between is None else f", between blocks {limits(_tenth(model.between))}"
@@ -288,14 +290,17 @@ def _decomposition(found: Findings) -> str:
         "plus what comes through them, exactly and checkpoint by checkpoint. The share of a block's change that each "
         "part carries is its slope on accuracy; the two sum to one. Where accuracy hardly varies, the shares say "
         "nothing, and their intervals show it.", "",
-        table(("block", "n", "accuracy varies by, points", "carried blind", "carried through the latents"), rows),
+        "The marker that opens a block counts with its latents here, as in the mask of the bottleneck: it sees the "
+        "picture, and can carry an answer alone. What an answer loses when the latents are *removed* and the marker "
+        "stays, in the tables below, is theirs; the rest of what comes through is the marker's.", "",
+        table(("block", "n", "accuracy varies by, points", "carried blind", "carried through the block"), rows),
     ])  # fmt: skip
 
 
 # Column -> measure, digits, whether it is a change and has a sign.
 COLUMNS = {
     "accuracy": ("accuracy", 1, False), "cosine": ("cosine", 3, False), "blind": ("blind", 1, False),
-    "through the latents": ("through", 1, True), "another item's": ("delta donor_directed", 1, True),
+    "through the block": ("through", 1, True), "another item's": ("delta donor_directed", 1, True),
     "says the donor's": ("follows donor_directed", 1, True), "removed": ("delta markers_only", 1, True),
     "oracle": ("delta oracle", 1, True),
 }  # fmt: skip
@@ -340,7 +345,13 @@ def _told(block: Block) -> str:
     parts = [(c.through, c.name) for c in every if c.through is not None]
     if parts:
         most, name = max(parts, key=lambda part: abs(part[0]))
-        said.append(f"through the latents come at most {abs(most):.1f} points in size ({signed(most)} in `{name}`)")
+        said.append(f"through the block of latents come at most {abs(most):.1f} points in size ({signed(most)} in "
+                    f"`{name}`)")  # fmt: skip
+    shares = {kind: [100 * c.kinds[kind][1] / c.kinds[kind][0] for c in every if kind in c.kinds]
+              for kind in dict.fromkeys(kind for c in every for kind in c.kinds)}  # fmt: skip
+    if len(shares) > 1:
+        said.append("by kind of question accuracy lies between " + ", ".join(
+            f"{min(each):.1f} and {max(each):.1f} % ({kind})" for kind, each in shares.items()))  # fmt: skip
     return "; ".join(said) + "."
 
 
@@ -358,6 +369,8 @@ def _limits(found: Findings) -> str:
         *([f"One seed alone, and so no interval: {listed(single)}."] if single else []),
         "Fisher's intervals take checkpoints as independent. Seeds of one recipe are alike, so that intervals inside a "
         "block are somewhat too narrow; the mixed model is the one that knows of recipes.",
+        *(["States of one run are more alike still: intervals of r in time are of that many checkpoints, and of far "
+           "fewer runs."] if any(not c.is_whole for c in found.checkpoints) else []),
         "Closing attention to the latents is an intervention, too: answers were trained with the latents in sight. And "
         "it leaves one way open: the token right after the block is picked at the last latent itself. Another item's "
         "latents, which change that token too, tell where this matters.",
