@@ -193,6 +193,24 @@ def test_earlier_states_count_in_the_row_of_their_block_alone(tmp_path):
     assert inside[0] == inside[1] and "| 17 |" in inside[0]
 
 
+def test_a_block_with_results_of_earlier_blocks_alone_has_no_section_yet(tmp_path):
+    from configs import full_study
+
+    c = full_study.get_config()
+    c.unlock()
+    c.blocks = type(c)({"lambda_plain": "plain: lvr lambda=0|0.1", "routing": "plain: lvr, lvr route=latent_only"})
+    c.order, c.predictions, c.results = ("lambda_plain", "routing"), (), str(tmp_path / "full_study/results")
+    blocks = Blocks(c, tmp_path)
+    fill(blocks, without="neither")
+    for run in blocks.runs:
+        if run.blocks == ("routing",):
+            blocks.store.path(run).unlink()
+    said = text.page(report.gather(blocks))
+    assert "| routes by position | 6 | 3 | 0 | 3 |" in said and "## Routes by position" not in said
+    assert "## Lambda, plain" in said and [line.label for line in report.gather(blocks).lines][0] == "lambda, plain"
+    assert "| routes by position | 3 |" not in said
+
+
 def test_kinds_of_questions_are_told_apart(tmp_path):
     blocks = study(tmp_path)
     fill(blocks)

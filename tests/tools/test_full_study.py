@@ -52,6 +52,18 @@ def test_blocks_are_finished_in_order_and_runs_do_not_need_each_other(tmp_path):
     assert all("configs/prism.py:light" in job.command for job in jobs if job.stage == "audit")
 
 
+def test_a_state_comes_after_its_run_and_trains_nothing_of_its_own(tmp_path):
+    """Named before it, and where the run's own result is there already."""
+    c = config(tmp_path, {"time": "plain: lvr at=60|120, lvr"}, seeds=(0,))
+    found = Blocks(c, tmp_path)
+    assert [run.name for run in found.runs] == ["lvr", "lvr at=60", "lvr at=120"]
+    assert [each["axes"]["at"] for each in found.planned()] == [300, 60, 120]
+    jobs = {job.name: job for job in study.jobs(c, tmp_path, without={"lvr"})}
+    assert "audit lvr" not in jobs and "train lvr" in jobs["train lvr at=60"].after
+    assert {"--config.steps=60", "--config.init.fork_at=1.0"} <= set(jobs["train lvr at=60"].command)
+    assert jobs["train lvr at=60"].seconds < 5 < jobs["train lvr"].seconds
+
+
 @pytest.mark.parametrize("blocks, said", [
     ({"one": "lvr"}, "blocks.one has 'lvr', expected SETTING: RUNS"),
     ({"one": "dark: lvr"}, "blocks.one has 'dark: lvr', expected SETTING: RUNS"),
@@ -241,7 +253,7 @@ from ml_collections import ConfigDict
 
 def get_config():
     c = full_study.get_config()
-    c.blocks = ConfigDict({{"one": "plain: lvr lambda=0|0.1", "two": "plain: lvr; bottleneck: lvr"}})
+    c.blocks = ConfigDict({{"one": "plain: lvr lambda=0|0.1", "two": "plain: lvr, lvr at=2; bottleneck: lvr"}})
     c.order, c.predictions, c.seeds, c.results = ("one", "two"), (), (0,), {results!r}
     c.train.steps, c.train.rows, c.questions, c.audited, c.draws, c.workers = 5, 4, 12, 12, 200, 1
     return c
@@ -271,7 +283,7 @@ def test_two_blocks_end_to_end_and_killed_in_between_with_the_same_results(tmp_p
     out, error = whole.communicate(timeout=900)
     assert whole.returncode == 0, error
     found = measured(tmp_path / "whole-results")
-    assert set(found) == {"lvr.json", "lvr-lambda-0.json", "bottleneck-lvr.json"}
+    assert set(found) == {"lvr.json", "lvr-at-2.json", "lvr-lambda-0.json", "bottleneck-lvr.json"}
     assert found["lvr.json"]["blocks"] == ["one", "two"] and found["bottleneck-lvr.json"]["cosine"] is not None
 
     results = tmp_path / "killed-results"

@@ -26,8 +26,8 @@ TITLES = {
     ),
     "lambda_bottleneck": (
         "lambda, bottleneck",
-        "Only the latents see the picture. Training feeds them by teacher forcing, so that the reconstruction loss "
-        "alone makes them informative. Does cosine tell who answers here?",
+        "Only the latents and the marker that opens them see the picture. Latents are fed by teacher forcing, so that "
+        "the reconstruction loss alone makes them informative. Does cosine tell who answers here?",
     ),
     "lambda_rollout": (
         "lambda, bottleneck with rollout",
@@ -104,9 +104,9 @@ def gather(blocks: Blocks) -> text.Findings:
                                                                                             ("high", "inf")))
         predictions.append(text.Prediction(TITLES.get(p["block"], (p["block"],))[0], p["statement"], in_words(p), low,
                                            high, estimate(p, *sides), counted(p, *sides), waiting))  # fmt: skip
-    lines = tuple(line for block in every if block.name not in ASIDE for line in lines_of(block))
+    lines = tuple(line for block in every if block.begun and block.name not in ASIDE for line in lines_of(block))
     panels = tuple(line for line in lines if line.along == "lambda")
-    dials = (line for block in every for line in lines_of(block) if line.along == "dark")
+    dials = (line for block in every if block.begun for line in lines_of(block) if line.along == "dark")
     dial = next(dials, Line("", "dark", ()))
     unplanned = tuple(title for name, (title, _) in TITLES.items() if name not in blocks.config.order)
     return text.Findings(every, unplanned, tuple(predictions), (*lines, *seeds_of(list(done.values()))), panels, dial,

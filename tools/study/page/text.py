@@ -38,6 +38,11 @@ class Block:
     failed: Mapping[str, str]
 
     @property
+    def begun(self) -> bool:
+        """Whether there is a result of its own: until then it has those alone that an earlier block asked for."""
+        return any(c.block == self.name for c in self.checkpoints)
+
+    @property
     def missing(self) -> list[str]:
         done = {c.name for c in self.checkpoints} | set(self.failed)
         return [name for name in self.planned if name not in done]
@@ -131,7 +136,7 @@ def page(found: Findings) -> str:
     parts = [
         _opening(found), _short(found, judgements), _run(found), _predictions(found, judgements), _relations(found),
         _decomposition(found),
-        *(_block(found, block) for block in found.blocks if block.checkpoints),
+        *(_block(found, block) for block in found.blocks if block.begun),
         shared_section.section(found.shared, FIGURES["transplants"]), _limits(found), _method(found),
     ]  # fmt: skip
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -244,7 +249,7 @@ def _relations(found: Findings) -> str:
     rows = []
     for block in found.blocks:
         there = findings.pairs(block.checkpoints, "cosine", "accuracy")
-        if there:
+        if there and block.begun:
             rows.append((block.title, str(len(there)), limits(findings.related(block.checkpoints))))
     rows += [("**inside blocks** (about their means)", str(known.checkpoints), f"**{limits(known.within)}**"),
              ("**between blocks** (their means)", str(known.blocks), f"**{limits(known.between)}**")]  # fmt: skip
@@ -276,7 +281,7 @@ def _decomposition(found: Findings) -> str:
     rows = []
     for b in found.blocks:
         there = [c for c in b.checkpoints if c.blind is not None]
-        share = findings.carried(there)
+        share = findings.carried(there) if b.begun else None
         if share is None:
             continue
         spread = max(c.accuracy for c in there) - min(c.accuracy for c in there)
@@ -292,7 +297,8 @@ def _decomposition(found: Findings) -> str:
         "nothing, and their intervals show it.", "",
         "The marker that opens a block counts with its latents here, as in the mask of the bottleneck: it sees the "
         "picture, and can carry an answer alone. What an answer loses when the latents are *removed* and the marker "
-        "stays, in the tables below, is theirs; the rest of what comes through is the marker's.", "",
+        "stays, in the tables below, it needed latents for; the rest of what comes through the block needs the marker "
+        "alone. *Another item's* latents may cost more than none: they argue for something else.", "",
         table(("block", "n", "accuracy varies by, points", "carried blind", "carried through the block"), rows),
     ])  # fmt: skip
 
