@@ -97,7 +97,7 @@ def _tiny(c: ConfigDict) -> ConfigDict:
     c.init.checkpoint = "lvr_jax/assets/tiny"
     c.compute.remat = "none"
     c.objective.chunk = 4096        # all rows of a step at once
-    c.optimizer.peak = 1e-3
+    c.optimizer.peak, c.optimizer.betas = 2e-3, (0.9, 0.99)      # of so few steps, 0.999 would remember all
     c.data.sources = {"digits": {"kind": "digit_search", "size": 100_000, "split": "train", "mask_box": False,
                                   "mask_share": 1.0}}
     c.data.answer_format = "word_then_letter"

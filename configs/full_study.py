@@ -171,7 +171,8 @@ def get_config() -> ConfigDict:
     c.predictions = PREDICTIONS
     c.results = "lvr_jax/assets/full_study/results"
     c.seeds = (0, 1, 2)
-    c.train.peak = 1e-3                     # of all runs, whatever configs/common.py has: stored results are of it
+    # Whatever configs/common.py has: stored results are of it.
+    c.train.optimizer = ConfigDict({"peak": 1e-3, "betas": (0.9, 0.999)})
     c.fork = False                          # a run depends on no other one: results are enough to go on elsewhere
     c.budget = 0                            # latents a block: those that a run was trained for
     # Every audit is light. Named here, so that results stay what they are when more is added there.

@@ -25,8 +25,8 @@ def get_config() -> ConfigDict:
         "believed": "lvr", "bottleneck": "lvr", "masked": "lvr",
     })  # fmt: skip
     c.seeds = (0,)
-    # Rows are of two questions each. peak: of the learning rate; 0: each config's own.
-    c.train = ConfigDict({"steps": 300, "rows": 16, "peak": 0.0})
+    # Rows are of two questions each. optimizer: fields of it that all runs share, instead of their configs' own.
+    c.train = ConfigDict({"steps": 300, "rows": 16, "optimizer": {}})
     c.questions = 1000              # scored for accuracy
     c.audited = 400                 # of them, under every condition
     # Settings whose audits are `configs/prism.py:light`: the conditions that tell settings apart, and a verdict. The

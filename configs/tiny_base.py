@@ -19,7 +19,7 @@ def get_config(size: str = "tiny") -> ConfigDict:
     c.rows = 15
     c.data.sources.digits.update({"size": 1_000_000, "seed": 1})      # the experiments draw theirs with seed 0
     c.steps = 2000
-    c.optimizer.peak = 1e-3
+    c.optimizer.peak, c.optimizer.betas = 1e-3, (0.9, 0.999)
     c.optimizer.weight_decay = 0.01
     c.held_out.every = 250
     c.checkpoint.every = 500

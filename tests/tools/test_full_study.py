@@ -112,20 +112,22 @@ def test_a_key_leaves_out_what_training_does_not_read(tmp_path, monkeypatch):
     assert {name for name in before if changed[name] != before[name]} == {n for n in before if "d_lvr" not in n}
 
 
-def test_another_learning_rate_in_the_shared_config_leaves_the_full_studys_recipe_as_it_was(tmp_path, monkeypatch):
-    """Neither results nor what is trained already are done again, and the command says the study's own rate."""
+def test_another_optimizer_in_the_shared_config_leaves_the_full_studys_recipe_as_it_was(tmp_path, monkeypatch):
+    """Neither results nor what is trained already are done again, and the command says the study's own."""
     from configs import common
 
     c, tiny = config(tmp_path, TWO), common._tiny
     before, made = Blocks(c, tmp_path).keys, {job.name: job.key for job in study.jobs(c, tmp_path)}
-    monkeypatch.setattr(common, "_tiny", lambda made: (tiny(made), setattr(made.optimizer, "peak", 4e-3))[0])
+    other = {"peak": 4e-3, "betas": (0.8, 0.9)}
+    monkeypatch.setattr(common, "_tiny", lambda made: (tiny(made), made.optimizer.update(other))[0])
     assert Blocks(c, tmp_path).keys == before
     jobs = study.jobs(c, tmp_path)
     assert {job.name: job.key for job in jobs} == made
-    assert all("--config.optimizer.peak=0.001" in job.command for job in jobs if job.stage == "train")
+    for said in ("--config.optimizer.peak=0.001", "--config.optimizer.betas=(0.9, 0.999)"):
+        assert all(said in job.command for job in jobs if job.stage == "train"), said
     asked = Blocks(config(tmp_path, {"one": "plain: lvr peak=0.001, lvr peak=0.004"}), tmp_path)
     assert [run.name for run in asked.runs][:2] == ["lvr", "lvr peak=0.004"], "the study's own rate is no axis"
-    c.train.peak = 0.0
+    c.train.optimizer = ConfigDict()
     assert not set(Blocks(c, tmp_path).keys.values()) & set(before.values()), "without it, it is the config's"
 
 

@@ -11,7 +11,7 @@ from configs.prism import LIGHT
 from lvr_jax.files.shipped import ROOT, TOOLS
 from lvr_jax.prism.experiment import names
 from study.content import digest, experiment, folder_digest, read_of
-from study.runs import SETTINGS, TEXT_ONLY, Run, everywhere, runs
+from study.runs import SETTINGS, TEXT_ONLY, Run, everywhere, runs, shared_optimizer
 
 # What settings are compared by, besides the conditions of a light audit.
 COMPARED = "donor,norm_matched"
@@ -129,7 +129,7 @@ class _Study:
     def _job(self, name, stage, command, after, made, seconds, steps=None, content: object = "", programs="") -> Job:
         """content: what the command reads besides its arguments and what earlier jobs made."""
         program, *arguments = map(str, command)
-        pinned = _flags({"optimizer.peak": self.config.train.peak})     # content has it, whoever says it
+        pinned = _flags(shared_optimizer(self.config))      # content has it, whoever says it
         text = [program, *(a.replace(str(self.workdir), "WORKDIR").replace(str(ROOT), "ROOT") for a in arguments
                            if a not in pinned)]  # fmt: skip
         self.keys[name] = digest([content, text, [self.keys[each] for each in after]])

@@ -75,7 +75,12 @@ TEXT_ONLY = ("base", "sft", "sft_markers")
 def everywhere(study: ConfigDict, setting: str) -> dict[str, Any]:
     """The fields of an experiment's config that a study sets in all runs of a setting, unless an axis says other."""
     found = {"steps": study.train.steps * SETTINGS[setting].longer, "rows": study.train.rows}
-    return {**found, "optimizer.peak": study.train.peak} if study.train.peak else found
+    return {**found, **shared_optimizer(study)}
+
+
+def shared_optimizer(study: ConfigDict) -> dict[str, Any]:
+    """The part of it that is the study's own, whatever its runs' configs say."""
+    return {f"optimizer.{name}": value for name, value in study.train.optimizer.items()}
 
 
 @dataclasses.dataclass(frozen=True)
