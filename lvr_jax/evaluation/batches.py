@@ -81,7 +81,7 @@ def batches(sizes: Sequence[Budget], rows: int, programs: int = 4, slack: float 
     made = []
     for start, end in zip((0, *chosen), chosen):
         rung = order[start:end]
-        budget = Budget(max(sizes[i].tokens for i in rung), max(sizes[i].windows for i in rung))
+        budget = Budget(*(max(getattr(sizes[i], f.name) for i in rung) for f in dataclasses.fields(Budget)))
         made += [ItemBatch(budget, tuple(rung[at : at + rows])) for at in range(0, len(rung), rows)]
     return made
 

@@ -79,6 +79,8 @@ def exported_fields(experiment: Experiment) -> dict[str, Any]:
     found |= {f: experiment.tokenizer.id(token) for f, token in system(experiment.config.system.name).config_ids}
     if objective.attention != "full":
         found[FIELD] = objective.attention
+    if network.latent_head != "none":       # the base's own says another kind where the run gave it one
+        found["lvr_head_type"] = network.latent_head
     # The released model class reads the first three whatever a checkpoint has; its trainer writes the others.
     return found | {
         "lvr_head": network.latent_head != "none", "latent_end_token": network.latent_end_embedding,

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from runs import small
 
+from lvr_jax import checkpoints
 from lvr_jax.data.layout_fields import layout_of
 from lvr_jax.data.templates import TEMPLATES
 from lvr_jax.evaluation.rows import BenchmarkError
@@ -46,6 +47,15 @@ def test_a_run_does_not_inherit_the_layout_of_its_base(tmp_path):
     said = json.loads((tmp_path / "run" / "export" / "hf" / "config.json").read_text())
     assert not {"lvr_layout", "lvr_attention"} & set(said)
     assert layout_of(said, 1, "x") == TEMPLATES["lvr"]
+
+
+def test_a_head_that_a_run_gave_its_network_is_read_back_as_that_head(tmp_path):
+    """Whatever kind the config.json of its base names for the head that it lacks."""
+    base = ROOT / "lvr_jax/assets/tiny"
+    assert json.loads((base / "config.json").read_text())["lvr_head_type"] == "simple"
+    train(small("lvr", steps=0, checkpoint__export=True, latent_head="glu", init__checkpoint=str(base),
+                data__tokenizer=""), tmp_path)  # fmt: skip
+    assert checkpoints.read_config(tmp_path / "export").latent_head == "glu"
 
 
 def config(**fields):
