@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from lvr_jax.latents import conditions as engine
-from lvr_jax.latents.conditions import ConditionError, Named
+from lvr_jax.latents.conditions import ConditionError
 from lvr_jax.latents.sources import SOURCES, Source, computed
 from lvr_jax.latents.spec import Plan
 from lvr_jax.prism.measure.corruptions import CONTEXTS, NAMED
@@ -31,7 +31,7 @@ Function = Callable[[np.ndarray], np.ndarray]
 class Condition:
     """record: the condition as the engine takes it; function: what makes the latents that it feeds, if any."""
 
-    record: Named
+    record: engine.Condition
     function: Function | None = None
 
     @property
@@ -42,12 +42,12 @@ class Condition:
         return f"Condition({self.name!r})"
 
 
-Asked = str | Condition | Named | Function
+Asked = str | Condition | engine.Condition | Function
 
 # Those that need no number.
 NAMES: tuple[str, ...] = ("clean", *NAMED)
 # By number: the name before "=", or before the "_" of tables.
-NUMBERED: dict[str, Callable[[float], Named]] = {
+NUMBERED: dict[str, Callable[[float], engine.Condition]] = {
     "noise": engine.absolute_noise, "relative_noise": engine.relative_noise,
     "budget": lambda n: engine.budget(_whole(n)),
 }  # fmt: skip
@@ -69,7 +69,7 @@ def condition(asked: Asked, name: str = "") -> Condition:
         raise ConditionError(f"name of a condition is {name!r}, expected a text")
     if isinstance(asked, Condition):
         made = asked
-    elif isinstance(asked, Named):
+    elif isinstance(asked, engine.Condition):
         made = Condition(asked)
     elif isinstance(asked, str):
         made = Condition(_parsed(asked.strip()))
@@ -85,7 +85,7 @@ def condition(asked: Asked, name: str = "") -> Condition:
     return dataclasses.replace(made, record=dataclasses.replace(made.record, name=name)) if name else made
 
 
-def _parsed(text: str) -> Named:
+def _parsed(text: str) -> engine.Condition:
     base, patch = (text.split("|", 1) + [""])[:2]
     for make in CONTEXTS.values():
         ending = make(engine.clean()).name.removeprefix("clean")
@@ -121,7 +121,7 @@ def _whole(value: object) -> int:
     return int(value)
 
 
-def _patch(made: Named, patch: str, text: str) -> Named:
+def _patch(made: engine.Condition, patch: str, text: str) -> engine.Condition:
     if not patch:
         return made
     position, colon, layer = patch.rpartition(":")
@@ -130,7 +130,9 @@ def _patch(made: Named, patch: str, text: str) -> Named:
     return engine.patched(made, position, int(layer))
 
 
-def resolve(asked: Sequence[Asked], item: Sequence[int], plan: Plan) -> tuple[list[Named], dict[str, Source]]:
+def resolve(
+    asked: Sequence[Asked], item: Sequence[int], plan: Plan
+) -> tuple[list[engine.Condition], dict[str, Source]]:
     """The engine's conditions, and all sources that they may feed.
 
     item: the items' numbers in the order that functions are to see them

@@ -81,7 +81,7 @@ class Sight:
 
         sample, example = self._prompt
         boxes = [b for b, i in zip(sample.boxes, sample.box_images or (0,) * len(sample.boxes)) if i == 0]
-        return drawn(first_picture(example.patches, example.grids), maps[:MOST], boxes, title)
+        return drawn(first_picture(example.patches, example.grids), list(maps[:MOST]), boxes, title)
 
     def lens(self, latents: np.ndarray) -> list[list[tuple[str, float]]]:
         """The likeliest words of each latent, as the LM head reads it, with their probabilities."""

@@ -10,7 +10,7 @@ import numpy as np
 from lvr_jax.api.reply import Attention, Reply
 from lvr_jax.api.sight import Sight
 from lvr_jax.evaluation.content import ContentReader
-from lvr_jax.latents.conditions import ConditionError, Named
+from lvr_jax.latents.conditions import Condition, ConditionError
 from lvr_jax.latents.positions import before
 from lvr_jax.latents.sweep_files import SweepResults
 from lvr_jax.models.layers import Compute
@@ -26,7 +26,7 @@ class Sweep:
 
     conditions: tuple[str, ...]
     items: tuple[str, ...]
-    records: tuple[Named, ...]
+    records: tuple[Condition, ...]
     replies: tuple[tuple[Reply, ...], ...]
 
     def __repr__(self) -> str:

@@ -63,7 +63,7 @@ def _host_sum(x: np.ndarray) -> np.uint32:
     rows = x.reshape(-1, width)
     step = max(_ROWS // max(width, 1), 1)
     weights = _odd(np, max(x.ndim - 1, 0), width)
-    sums = np.empty(len(rows), np.uint32)
+    sums: np.ndarray = np.empty(len(rows), np.uint32)
     for start in range(0, len(rows), step):
         bits = _bits(rows[start : start + step])
         bits ^= bits >> 15

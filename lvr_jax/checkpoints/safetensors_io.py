@@ -118,7 +118,7 @@ def write_file(path: Path, header: bytes, pieces: Iterator[np.ndarray]) -> None:
         file.write(struct.pack("<Q", len(header)))
         file.write(header)
         for piece in pieces:
-            file.write(memoryview(np.ascontiguousarray(piece).view(np.uint8)))
+            file.write(np.ascontiguousarray(piece).view(np.uint8).data)
         file.flush()
         if "://" not in os.fspath(path):
             os.fsync(file.fileno())

@@ -57,11 +57,11 @@ class _Sequence:
     """The token arrays of an example under construction."""
 
     def __init__(self) -> None:
-        self.parts: list[tuple[Sequence[int], dict]] = []
+        self.parts: list[tuple[Sequence[int] | np.ndarray, dict]] = []
         self.pool: list[tuple[int, int]] = []
         self.length = 0
 
-    def add(self, ids: Sequence[int], **columns) -> None:
+    def add(self, ids: Sequence[int] | np.ndarray, **columns) -> None:
         """columns: by their names in COLUMNS, one value for all of `ids` or one for each."""
         self.parts.append((ids, columns))
         self.length += len(ids)
@@ -104,7 +104,7 @@ def render_prompt(tokenizer: ChatTokenizer, content: Sequence[dict], system: str
     """
     images = sum(part["type"] == "image" for part in content)
     if tokenizer.chat_template:
-        messages = [{"role": "system", "content": system}] if system else []
+        messages: list[dict] = [{"role": "system", "content": system}] if system else []
         messages.append({"role": "user", "content": list(content)})
         try:
             text = render(tokenizer.chat_template, messages, tokenizer.source)

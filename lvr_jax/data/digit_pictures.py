@@ -32,8 +32,10 @@ class Glyphs:
 
 
 def _digits() -> tuple[np.ndarray, np.ndarray]:
-    """Images [N, 8, 8], 0 to 16, and classes [N] of scikit-learn's `load_digits`: its file, as importing the library
-    for it takes as long as compiling the tiny network."""
+    """Reads images [N, 8, 8], 0 to 16, and classes [N] of scikit-learn's `load_digits` from the library's data file.
+
+    Importing the library instead takes as long as compiling the tiny network.
+    """
     place = Path(importlib.util.find_spec("sklearn").origin).parent / "datasets" / "data" / "digits.csv.gz"
     if not place.is_file():         # where another version keeps it elsewhere
         from sklearn.datasets import load_digits

@@ -130,7 +130,8 @@ class DigitSearch:
 
     def _sample(self, index: int, scene: DigitScene, question: Question, rng: np.random.Generator) -> Sample:
         wrong = [*_shuffled(rng, question.likely), *_shuffled(rng, question.unlikely)][:max(self.options - 1, 0)]
-        letter, text, options = None, question.text, ()
+        letter, text = None, question.text
+        options: tuple[str, ...] = ()
         if self.options:
             slot = int(rng.integers(len(wrong) + 1))
             options = (*wrong[:slot], question.answer, *wrong[slot:])

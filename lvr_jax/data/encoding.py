@@ -21,7 +21,7 @@ class SampleSource(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Skipped:
-    """A damaged item: it travels through the stream in the place of its example, so that it can be counted."""
+    """A damaged item, which stands in the stream in place of its example and is counted there."""
 
     source: str         # name of the source
     index: int          # number of the item in it
@@ -64,5 +64,5 @@ class EncodedSource:
                 raise BudgetError(f"example {example.id}: needs {size}, the budget is {self.budget}")
             return Encoded(example, size)
         except DataError as error:
-            file = getattr(error, "file", None) or getattr(self.source, "path", "")
-            return Skipped(self.name, index, os.fspath(file), type(error).__name__, " ".join(str(error).split()))
+            file = os.fspath(getattr(error, "file", None) or getattr(self.source, "path", None) or "")
+            return Skipped(self.name, index, file, type(error).__name__, " ".join(str(error).split()))

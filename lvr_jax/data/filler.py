@@ -1,4 +1,4 @@
-"""Draws what stands between a prompt and its reply where a network has to learn to answer at any offset.
+"""Draws filler tokens between a prompt and its reply, which teach a network to answer at any offset.
 
 A network of a million parameters that always replies right after the prompt learns that one distance, and whatever is
 put before its reply (a latent block, say) breaks it. Filler moves the reply and teaches nothing else: it is input
@@ -17,7 +17,7 @@ CELL_SHARE = 0.5        # of the other examples' filler: cells of the picture
 
 
 def draw_filler(sample_id: str, tokenizer: ChatTokenizer, most: int, cells: int) -> tuple[np.ndarray, np.ndarray]:
-    """(ids, vision slots or -1) of 0 to `most` tokens, by the sample's id alone; cells: merged tokens to draw from."""
+    """Draws 0 to `most` tokens by the sample's id alone: (ids, vision slots or -1). cells: merged tokens to draw."""
     rng = np.random.default_rng(zlib.crc32(sample_id.encode()))
     count = int(rng.integers(most + 1))
     newline = tokenizer.encode("\n")

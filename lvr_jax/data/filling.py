@@ -16,7 +16,7 @@ RESOURCES = tuple(field.name for field in dataclasses.fields(Budget))
 
 
 def fill_row(sizes: Sequence[Budget], budget: Budget, max_per_row: int | None = None) -> list[int]:
-    """Indices into `sizes`, ascending, 0 among them, that fit `budget` together and fill its scarcest resource best.
+    """Chooses a row: ascending indices into `sizes`, always with 0, that fill the scarcest resource of `budget` best.
 
     Every size must fit the budget alone. Depends on nothing but its arguments.
     """
@@ -51,7 +51,7 @@ def _best_subset(lengths: Sequence[int], room: int) -> list[int]:
 
 
 def _largest_first(sizes: Sequence[Budget], budget: Budget, limit: int) -> list[int]:
-    """What is left where two resources are scarce, or the number of examples is limited: largest first, if it fits."""
+    """Adds examples greedily, the largest first: for two scarce resources, or a limited number of examples."""
     need = [max(_share(getattr(s, name), getattr(budget, name)) for name in RESOURCES) for s in sizes]
     chosen, used = [0], sizes[0]
     for i in sorted(range(1, len(sizes)), key=lambda i: (-need[i], i)):

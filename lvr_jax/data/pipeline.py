@@ -158,7 +158,7 @@ def _order(sources: Sequence[Source], encode: Callable, settings: Settings) -> g
 
 
 class _Left(grain.MapDataset):
-    """What a shard has left of the run, in order: items are (position, `Encoded` or `Skipped`)."""
+    """The rest of the run for one shard, in order, as (position, `Encoded` or `Skipped`)."""
 
     def __init__(self, order: grain.MapDataset, progress: Progress, stop: int | None):
         super().__init__(order)

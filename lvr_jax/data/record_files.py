@@ -17,7 +17,7 @@ from etils import epath
 from lvr_jax.data.sample import DataError, SampleError
 from lvr_jax.files.json_io import JsonError, parse
 
-_SPACE = re.compile(r"[ \t\r\n]*")
+_NO_SPACE = re.compile(r"[^ \t\r\n]|\Z")
 _SHOWN = 120            # characters of a bad value that an error line shows
 
 
@@ -110,12 +110,17 @@ def _line_spans(data: bytes | mmap.mmap) -> np.ndarray:
     return np.array(spans, np.int64).reshape(-1, 2)
 
 
+def _past_space(text: str, start: int) -> int:
+    found = _NO_SPACE.search(text, start)
+    return len(text) if found is None else found.start()
+
+
 def _list_spans(text: str, path: str) -> np.ndarray:
     """Spans of the members of a JSON list. `text` is the file as latin-1: one character a byte, so that offsets in it
     are offsets in the file, and UTF-8 inside strings, though garbled, never looks like a quote or a backslash."""
     decoder = json.JSONDecoder()
     spans: list[tuple[int, int]] = []
-    position = _SPACE.match(text, text.index("[") + 1).end()
+    position = _past_space(text, text.index("[") + 1)
     if text[position:position + 1] == "]":
         return np.zeros((0, 2), np.int64)
     while True:
@@ -125,11 +130,11 @@ def _list_spans(text: str, path: str) -> np.ndarray:
             raise DataError(f"{path}: record {len(spans)}, from byte {position}: {getattr(error, 'msg', error)}; "
                             "the list is cut off or damaged there") from error
         spans.append((position, end))
-        end = _SPACE.match(text, end).end()
+        end = _past_space(text, end)
         mark = text[end:end + 1]
         if mark == "]":
             return np.array(spans, np.int64)
         if mark != ",":
             raise DataError(f"{path}: after record {len(spans) - 1}, byte {end}: {mark or 'end of file'!r}, "
                             "expected ',' or ']'; the list is cut off or damaged there")
-        position = _SPACE.match(text, end + 1).end()
+        position = _past_space(text, end + 1)

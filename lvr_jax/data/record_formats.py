@@ -47,7 +47,7 @@ def lvr(row: Row) -> Sample:
     return row.sample(
         images=images,
         question=row.question("conversations[0].value", question, images),
-        answer=row.as_text("conversations[1].value", reply if row.settings.verbatim else match[1]),
+        answer=row.as_text("conversations[1].value", reply if match is None or row.settings.verbatim else match[1]),
         boxes=tuple(row.box(f"bboxs[{i}]", box, "normalised_xyxy") for i, box in enumerate(regions)),
         category=row.optional_text("dataset"))
 
@@ -100,7 +100,8 @@ def plain(row: Row) -> Sample:
     if ("image" in row.record) == ("images" in row.record):
         raise row.error("image", row.get("image"), "expected one of image and images")
     images = row.images("image" if "image" in row.record else "images")
-    answer, letter, options = row.text("answer"), None, ()
+    answer, letter = row.text("answer"), None
+    options: tuple[str, ...] = ()
     if "options" in row.record:
         options = tuple(row.as_text(f"options[{i}]", option) for i, option in enumerate(row.list("options")))
         letters = LETTERS[:len(options)]

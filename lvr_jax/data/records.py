@@ -78,8 +78,8 @@ class RecordSource:
         return len(self._file)
 
     def __getitem__(self, index: int) -> Sample:
-        settings = Settings(self.image_folder, self.name, self.instruction, self.box_policy, self.check_images,
-                            self.verbatim)
+        settings = Settings(os.fspath(self.image_folder or ""), self.name, self.instruction, self.box_policy,
+                            self.check_images, self.verbatim)
         return FORMATS[self.format](Row(self.record(index), self.path, index, settings))
 
     def record(self, index: int) -> dict:

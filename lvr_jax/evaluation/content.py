@@ -62,7 +62,7 @@ class ContentReader:
         if not row.choices:                                             # an open question: the answer is the content
             return Said(letter or None, letter == plain_text(row.answer), None, bool(letter))
         # Where options are drawn in the image, a letter is all that is known of them.
-        texts = {each: plain_text(text) or each for each, text in row.choices.items()}
+        texts: dict[str | None, str] = {each: plain_text(text) or each for each, text in row.choices.items()}
         content = (word or None) if self.worded else texts.get(letter)
         both = self.worded and letter in texts and word in texts.values()
         right = row.letter is not None and content == texts[row.letter]

@@ -275,12 +275,12 @@ def most_likely(log_probs: list[np.ndarray], *, normalise: str = "mean") -> int:
     The first wins a tie, as argmin does there; with V*'s own option lists, whose first entry is the right one, that
     means that a tie counts as right.
     """
-    reduce = {"mean": np.mean, "sum": np.sum}.get(normalise)
-    if reduce is None:
+    reductions: dict[str, Callable[[np.ndarray], float]] = {"mean": np.mean, "sum": np.sum}
+    if normalise not in reductions:
         raise BenchmarkError(f"normalise is {normalise!r}, expected mean or sum")
     if not log_probs or any(len(each) == 0 for each in log_probs):
         raise BenchmarkError("an option without tokens has no likelihood, expected at least one token each")
-    scores = np.array([reduce(np.asarray(each, np.float64)) for each in log_probs])
+    scores = np.array([reductions[normalise](np.asarray(each, np.float64)) for each in log_probs])
     if np.isnan(scores).any():
         raise BenchmarkError(f"option {int(np.isnan(scores).argmax())} has likelihood NaN")
     return int(scores.argmax())

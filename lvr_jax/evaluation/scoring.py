@@ -32,6 +32,7 @@ class Mark:
 
 def judge(row: Row, reply: str, rule: str) -> tuple[str | None, bool]:
     """What the reply was parsed to and whether that is right. Open questions compare normalised texts."""
+    parsed: str | None
     if not row.choices:
         parsed = open_answer(reply)
         return parsed, parsed == open_answer(row.answer)
@@ -182,8 +183,8 @@ def combined(marks: Sequence[Mark], *, level: float = 0.95, resamples: int = 200
 def _unit_sums(name: str, sampled: Sequence[Sequence[Mark]]) -> tuple[np.ndarray, np.ndarray]:
     """Right and total items of each unit in each cell that the aggregation averages over."""
     if name == "pair":
-        right = [[float(all(each.correct for each in members))] for members in sampled]
-        return np.array(right), np.ones((len(sampled), 1))
+        whole = [[float(all(each.correct for each in members))] for members in sampled]
+        return np.array(whole), np.ones((len(sampled), 1))
     cell_of = (lambda m: m.cycle) if name == "cycle_mean" else (lambda m: "")
     cells = sorted({cell_of(each) for members in sampled for each in members})
     right, total = (np.zeros((len(sampled), len(cells))) for _ in range(2))

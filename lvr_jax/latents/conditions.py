@@ -50,8 +50,8 @@ Array = Any     # a jax.Array, or a NumPy array or scalar of the same shape befo
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Condition:
-    """One condition (scalars), or C of them stacked (a leading C axis on every field).
+class ConditionArrays:
+    """The numbers of one condition (scalars), or of C stacked (a leading C axis on every field), for the device.
 
     keep, mix, sigma: fp32; noise: ABSOLUTE | RELATIVE | SPREAD; source: index into the bank
     steps:   [Z] bool, which latents of a block are touched
@@ -61,7 +61,7 @@ class Condition:
     close:   int32, 0: what follows a block is forced as the system does it; 1: its end marker, even if the system
              forces none; -1: nothing is forced
     blocked: [R, R] bool, queries of role r do not see keys of role s
-    seed_as: int32, the number that enters the noise key; equal numbers give equal noise
+    noise_id: int32, the number that enters the noise key; equal numbers give equal noise
     """
 
     keep: Array
@@ -75,11 +75,11 @@ class Condition:
     banned: Array
     close: Array
     blocked: Array
-    seed_as: Array
+    noise_id: Array
 
 
 @dataclasses.dataclass(frozen=True)
-class Named:
+class Condition:
     """A condition as a person writes it: what it is, and the fields that differ from `clean`.
 
     `source` names a block of latents that `bank` must provide; `blocked` lists (query role, key role) pairs; `steps`
@@ -136,60 +136,59 @@ class Named:
             if not sound:
                 raise ConditionError(f"condition {self.name!r}: {field} is {value}, expected {expected}")
 
-
     @property
     def latent(self) -> int | None:
         """The one latent of each block that is touched, where it is a single one."""
         return self.steps[0] if self.steps is not None and len(self.steps) == 1 else None
 
     @classmethod
-    def from_record(cls, record: Mapping) -> "Named":
+    def from_record(cls, record: Mapping) -> "Condition":
         """Of `dataclasses.asdict`, also after JSON has made lists of its tuples."""
         steps = None if record["steps"] is None else tuple(record["steps"])
         patch = None if record["patch"] is None else tuple(record["patch"])
         return cls(**{**record, "steps": steps, "blocked": tuple(map(tuple, record["blocked"])), "patch": patch})
 
 
-def clean() -> Named:
+def clean() -> Condition:
     """Nothing is changed."""
-    return Named("clean", kind="clean")
+    return Condition("clean", kind="clean")
 
 
-def zero() -> Named:
+def zero() -> Condition:
     """The paper's "truncate": zero vectors are fed, the steps stay."""
-    return Named("zero", kind="zero", evidence=UNFAMILIAR, keep=0.0)
+    return Condition("zero", kind="zero", evidence=UNFAMILIAR, keep=0.0)
 
 
-def absolute_noise(sigma: float) -> Named:
+def absolute_noise(sigma: float) -> Condition:
     """The paper's noise: sigma standard normal per dimension, in raw activation units."""
-    return Named(f"noise_{sigma:g}", kind="noise", strength=sigma, evidence=UNFAMILIAR, sigma=sigma)
+    return Condition(f"noise_{sigma:g}", kind="noise", strength=sigma, evidence=UNFAMILIAR, sigma=sigma)
 
 
-def relative_noise(alpha: float) -> Named:
+def relative_noise(alpha: float) -> Condition:
     """Noise of alpha times the latent's own norm."""
-    return Named(f"relative_noise_{alpha:g}", kind="relative_noise", strength=alpha, evidence=UNFAMILIAR, sigma=alpha,
-                 noise=RELATIVE)  # fmt: skip
+    return Condition(f"relative_noise_{alpha:g}", kind="relative_noise", strength=alpha, evidence=UNFAMILIAR,
+                     sigma=alpha, noise=RELATIVE)  # fmt: skip
 
 
-def norm_matched_noise() -> Named:
+def norm_matched_noise() -> Condition:
     """A random direction with the latent's norm."""
-    return Named("norm_matched", kind="norm_matched", evidence=UNFAMILIAR, keep=0.0, sigma=1.0, noise=RELATIVE)
+    return Condition("norm_matched", kind="norm_matched", evidence=UNFAMILIAR, keep=0.0, sigma=1.0, noise=RELATIVE)
 
 
-def unit_normal() -> Named:
+def unit_normal() -> Condition:
     """A draw from N(0, I) in place of the latent."""
-    return Named("unit_normal", kind="unit_normal", evidence=UNFAMILIAR, keep=0.0, sigma=1.0)
+    return Condition("unit_normal", kind="unit_normal", evidence=UNFAMILIAR, keep=0.0, sigma=1.0)
 
 
-def matched_noise(source: str = "mean") -> Named:
+def matched_noise(source: str = "mean") -> Condition:
     """A draw from the data set's diagonal Gaussian: its mean plus its spread times noise."""
-    return Named("distribution_matched", kind="distribution_matched", evidence=CARRIES, keep=0.0, mix=1.0, sigma=1.0,
-                 noise=SPREAD, source=source)  # fmt: skip
+    return Condition("distribution_matched", kind="distribution_matched", evidence=CARRIES, keep=0.0, mix=1.0,
+                     sigma=1.0, noise=SPREAD, source=source)  # fmt: skip
 
 
-def replaced(source: str, evidence: str = NOTHING) -> Named:
+def replaced(source: str, evidence: str = NOTHING) -> Condition:
     """Every latent replaced by the block `source` of the bank: a donor's, permuted, an oracle's, the mean, ..."""
-    return Named(source, kind="replaced", evidence=evidence, keep=0.0, mix=1.0, source=source)
+    return Condition(source, kind="replaced", evidence=evidence, keep=0.0, mix=1.0, source=source)
 
 
 def _places(numbers: Sequence[object]) -> bool:
@@ -199,64 +198,64 @@ def _places(numbers: Sequence[object]) -> bool:
     )
 
 
-def only(condition: Named, *steps: int) -> Named:
+def only(condition: Condition, *steps: int) -> Condition:
     """`condition` on some latents alone, the others clean."""
     name = f"{condition.name}@{','.join(map(str, steps))}"
     return dataclasses.replace(condition, name=name, evidence=NOTHING, steps=steps)
 
 
-def budget(latents: int) -> Named:
+def budget(latents: int) -> Condition:
     """Another number of latents a block."""
-    return Named(f"budget_{latents}", kind="budget", strength=float(latents), evidence=FORMAT, budget=latents)
+    return Condition(f"budget_{latents}", kind="budget", strength=float(latents), evidence=FORMAT, budget=latents)
 
 
-def box_budget() -> Named:
+def box_budget() -> Condition:
     """As many latents as the item's own box has, the plan's quota at most: the length that training taught."""
-    return Named("box_budget", kind="box_budget", evidence=FORMAT, of_the_box=True)
+    return Condition("box_budget", kind="box_budget", evidence=FORMAT, of_the_box=True)
 
 
-def markers_only() -> Named:
+def markers_only() -> Condition:
     """Start marker, then at once the end marker: no latent at all ("skip")."""
-    return Named("markers_only", kind="markers_only", evidence=FORMAT, budget=0, close=True)
+    return Condition("markers_only", kind="markers_only", evidence=FORMAT, budget=0, close=True)
 
 
-def start_only() -> Named:
+def start_only() -> Condition:
     """Start marker, no latent, and free decoding: no end marker is forced, whatever the system does."""
-    return Named("start_only", kind="start_only", evidence=FORMAT, budget=0, close=False)
+    return Condition("start_only", kind="start_only", evidence=FORMAT, budget=0, close=False)
 
 
-def format_only() -> Named:
+def format_only() -> Condition:
     """No markers either: the start marker is never picked."""
-    return Named("format_only", kind="format_only", evidence=FORMAT, banned=True, opens=False)
+    return Condition("format_only", kind="format_only", evidence=FORMAT, banned=True, opens=False)
 
 
-def knock_out(query: int, key: int, name: str, evidence: str = PATH) -> Named:
+def knock_out(query: int, key: int, name: str, evidence: str = PATH) -> Condition:
     """Queries of one role do not see keys of another."""
-    return Named(name, kind="knock_out", evidence=evidence, blocked=((query, key),))
+    return Condition(name, kind="knock_out", evidence=evidence, blocked=((query, key),))
 
 
-def answer_blind_to_latents() -> Named:
+def answer_blind_to_latents() -> Condition:
     """The answer may not attend to the latents."""
     return knock_out(ANSWER, LATENT, "answer_blind_to_latents", CARRIES)
 
 
-def latents_blind_to_image() -> Named:
+def latents_blind_to_image() -> Condition:
     """The latents may not attend to the image."""
     return knock_out(LATENT, IMAGE, "latents_blind_to_image")
 
 
-def answer_blind_to_image() -> Named:
+def answer_blind_to_image() -> Condition:
     """The answer may not attend to the image."""
     return knock_out(ANSWER, IMAGE, "answer_blind_to_image")
 
 
-def with_image_hidden(condition: Named) -> Named:
+def with_image_hidden(condition: Condition) -> Condition:
     """`condition` with an answer that does not see the image tokens. The question's own states, which do, stay."""
     return dataclasses.replace(condition, name=f"{condition.name}+image_hidden", evidence=PATH,
                                noise_of=_noise(condition), blocked=(*condition.blocked, (ANSWER, IMAGE)))  # fmt: skip
 
 
-def in_context(condition: Named, context: str, own: str = "self") -> Named:
+def in_context(condition: Condition, context: str, own: str = "self") -> Condition:
     """`condition` with everything around the latents read from another prompt of the item.
 
     Latents that a condition leaves alone, or adds noise to, are those of the item's own clean pass (the source `own`)
@@ -271,18 +270,18 @@ def in_context(condition: Named, context: str, own: str = "self") -> Named:
                                noise_of=_noise(condition), **kept)  # fmt: skip
 
 
-def patched(condition: Named, position: str, layer: int) -> Named:
+def patched(condition: Condition, position: str, layer: int) -> Condition:
     """`condition` with the clean run's state put in at one position and layer: what does it bring back?"""
     return dataclasses.replace(condition, name=f"{condition.name}|{position}:{layer}", evidence=NOTHING,
                                patch=(position, layer), noise_of=_noise(condition))  # fmt: skip
 
 
-def _noise(condition: Named) -> str:
+def _noise(condition: Condition) -> str:
     return condition.noise_of or condition.name
 
 
-def stack(conditions: Sequence[Named], sources: Sequence[str], stages: int, latents: int) -> Condition:
-    """Named conditions -> one `Condition` with a leading C axis. `latents` is Z, the longest block.
+def stack(conditions: Sequence[Condition], sources: Sequence[str], stages: int, latents: int) -> ConditionArrays:
+    """C conditions -> one `ConditionArrays` with a leading C axis. `latents` is Z, the longest block.
 
     The noise key of a condition is its name, or that of the condition that it varies, so that adding or reordering
     conditions changes no result. Raises ConditionError if a condition names a source that is not in `sources`, or
@@ -299,13 +298,13 @@ def stack(conditions: Sequence[Named], sources: Sequence[str], stages: int, late
             blocked[query, key] = True
         steps = np.ones(latents, bool) if c.steps is None else np.isin(np.arange(latents), c.steps)
         rows.append(
-            Condition(
+            ConditionArrays(
                 keep=np.float32(c.keep), mix=np.float32(c.mix), sigma=np.float32(c.sigma), noise=np.int32(c.noise),
                 source=np.int32(0 if c.source is None else sources.index(c.source)), steps=steps,
                 budget=np.full(stages, OF_THE_BOX if c.of_the_box else -1 if c.budget is None else c.budget, np.int32),
                 opens=np.full(stages, c.opens), banned=np.full(stages, c.banned),
                 close=np.int32(0 if c.close is None else 1 if c.close else -1),
-                blocked=blocked, seed_as=np.int32(name_number(_noise(c))),
+                blocked=blocked, noise_id=np.int32(name_number(_noise(c))),
             )
         )  # fmt: skip
     return jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)), *rows)
@@ -328,7 +327,7 @@ def noise_key(seed: jax.Array, item: jax.Array, condition: jax.Array, block: jax
 
 
 def apply(
-    condition: Condition,
+    condition: ConditionArrays,
     z: jax.Array,
     source: jax.Array,
     spread: jax.Array,

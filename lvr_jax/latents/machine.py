@@ -69,7 +69,7 @@ class Machine:
     """The rules: `Row` in, `Row` out. own_budget: [B, G] latents a block of each item (conditions.OF_THE_BOX)."""
 
     plan: Plan
-    condition: cond.Condition
+    condition: cond.ConditionArrays
     decoding: Decoding
     C: int
     B: int
@@ -102,7 +102,7 @@ class Machine:
 
         def one(condition, z, source, item, inside, stage, block, index):
             source = source[condition.source, stage, jnp.minimum(index, source.shape[2] - 1)]          # [D]
-            key = cond.noise_key(seed, item, condition.seed_as, block, index)
+            key = cond.noise_key(seed, item, condition.noise_id, block, index)
             step = jnp.minimum(index, condition.steps.shape[0] - 1)
             return jnp.where(inside, cond.apply(condition, z, source, bank.spread, key, step), z)
 

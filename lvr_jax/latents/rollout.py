@@ -186,7 +186,7 @@ def sweep(
     params: dict,
     prefix: Prefix,
     plan: Plan,
-    condition: cond.Condition,
+    condition: cond.ConditionArrays,
     bank: Bank,
     *,
     decoding: Decoding,

@@ -148,7 +148,7 @@ class Sweeper:
         """Z: the longest block that the plan makes."""
         return max(int(np.max(self.plan.quota)), 1)
 
-    def steps(self, conditions: Sequence[cond.Named]) -> int:
+    def steps(self, conditions: Sequence[cond.Condition]) -> int:
         """S: a block that is open when the answer's length is reached is finished first."""
         longest = max([self.latents, *(c.budget or 0 for c in conditions)])       # a box's own budget is no longer
         return self.decoding.max_new_tokens + longest
@@ -180,7 +180,7 @@ class _Phase:
     """Conditions that run on one prefill, and the sources that they feed."""
 
     name: str
-    conditions: tuple[cond.Named, ...]
+    conditions: tuple[cond.Condition, ...]
     needs_clean: bool
     context: str = ""
 
@@ -189,7 +189,7 @@ class _Phase:
 
 
 def run(
-    sweeper: Sweeper, prompts: Sequence[Prompts], conditions: Sequence[cond.Named], folder, held: Held | None = None
+    sweeper: Sweeper, prompts: Sequence[Prompts], conditions: Sequence[cond.Condition], folder, held: Held | None = None
 ) -> None:
     """Sweeps all items under all conditions into `folder` (local or gs://); does only what is not there yet.
 
@@ -226,7 +226,7 @@ def run(
     cell.hosts.wait(f"{files.folder.name} is finished")
 
 
-def _phases(sweeper: Sweeper, conditions: Sequence[cond.Named]) -> list[_Phase]:
+def _phases(sweeper: Sweeper, conditions: Sequence[cond.Condition]) -> list[_Phase]:
     depth = nnx.merge(sweeper.graph, sweeper.params).config.text.layers
     for c in conditions:
         if c.patch is not None and c.patch[0] not in sweeper._positions:
@@ -415,12 +415,12 @@ class _Engine:
         layer = np.array([c.patch[1] if c.patch else 0 for c in full], np.int32)
         return rollout.Patch(s.cell.rows(step, 1), s.cell.whole(layer), states)
 
-    def _donor(self, condition: cond.Named, clean: Clean | None, at: np.ndarray | None, rows: int) -> np.ndarray:
+    def _donor(self, condition: cond.Condition, clean: Clean | None, at: np.ndarray | None, rows: int) -> np.ndarray:
         """[B] rows of the clean pass whose latents the condition feeds, -1 for nobody's."""
         found = None if condition.source is None else self.sweeper.sources[condition.source].donor
         return np.full(rows, -1) if found is None or clean is None else found(clean, self.sweeper.seed)[at]
 
-    def _chunks(self, phase: _Phase, prefix: Prefix) -> Iterator[tuple[Sequence[cond.Named], cond.Condition]]:
+    def _chunks(self, phase: _Phase, prefix: Prefix) -> Iterator[tuple[Sequence[cond.Condition], cond.ConditionArrays]]:
         """Chunks of equal size, so that they share one program; the last is filled up with its last condition."""
         s, C = self.sweeper, len(phase.conditions)
         text = nnx.merge(s.graph, s.params).config.text

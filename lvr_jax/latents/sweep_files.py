@@ -14,7 +14,7 @@ from etils import epath
 from lvr_jax.checkpoints.errors import disk_full_is_one_line
 from lvr_jax.files.json_io import JsonError, read_object
 from lvr_jax.files.whole_file import TEMPORARY, write_whole
-from lvr_jax.latents.conditions import Named
+from lvr_jax.latents.conditions import Condition
 from lvr_jax.multihost.cell import Cell
 from lvr_jax.multihost.hosts import digest
 
@@ -40,7 +40,7 @@ class SweepResults:
     arrays: dict[str, np.ndarray]
     missing: np.ndarray
     donor: np.ndarray
-    records: list[Named]
+    records: list[Condition]
 
     def of(self, condition: str) -> dict[str, np.ndarray]:
         """One condition's arrays, [I, ...]."""
@@ -178,6 +178,6 @@ def read(folder) -> SweepResults:
     order = [names.index(name) for name in manifest["order"]]
     arrays = {key: np.concatenate(values)[order] for key, values in found.items()}
     missing, donor = arrays.pop("missing"), arrays.pop("donor")
-    records = {c["name"]: Named.from_record(c) for phase in manifest["conditions"].values() for c in phase}
+    records = {c["name"]: Condition.from_record(c) for phase in manifest["conditions"].values() for c in phase}
     items = [i for batch in manifest["items"] for i in batch]
     return SweepResults(manifest["order"], items, arrays, missing, donor, [records[name] for name in manifest["order"]])

@@ -89,7 +89,7 @@ class Settings:
     chunk: int = 0
     memory: float = 4e9
 
-    def grid(self, latents: int, boxed: bool) -> tuple[list[cond.Named], list[str]]:
+    def grid(self, latents: int, boxed: bool) -> tuple[list[cond.Condition], list[str]]:
         """The conditions, and the names of those that are left out because no item has a box."""
         names = [n for n in self.conditions if boxed or n not in corruptions.NEEDS_BOX]
         left_out = [n for n in self.conditions if n not in names]
@@ -218,7 +218,7 @@ class Audit:
         text = json.dumps([FORMAT, self.name, manifests, rules], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def _patch(self, sweeper: Sweeper, conditions: list[cond.Named], notes: list[str], held: Held) -> bool:
+    def _patch(self, sweeper: Sweeper, conditions: list[cond.Condition], notes: list[str], held: Held) -> bool:
         """The patching map's runs, over the items whose answer its condition changes first; False without any."""
         s = self.settings
         found = outcomes(self.items, sweeps.read(self.folder / "sweep"))
@@ -230,7 +230,7 @@ class Audit:
                    self.folder / "patching", held)  # fmt: skip
         return True
 
-    def _map(self, conditions: list[cond.Named]) -> tuple[cond.Named, int, tuple[int, ...]]:
+    def _map(self, conditions: list[cond.Condition]) -> tuple[cond.Condition, int, tuple[int, ...]]:
         """What is patched: the condition, latents of the longest block, layers."""
         s = self.settings
         base = next(c for c in conditions if c.name == s.patched_condition)

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from etils import epath
 
-from lvr_jax.latents.conditions import Named, name_number, replaced
+from lvr_jax.latents.conditions import Condition, name_number, replaced
 from lvr_jax.latents.sources import Source, SourceError, recorded
 from lvr_jax.latents.sweep_files import SweepFiles
 from lvr_jax.prism.outcomes import Outcomes
@@ -51,7 +51,7 @@ def source(folder: epath.Path) -> Source:
     return recorded(number, blocks, count, digest)
 
 
-def conditions(makers: Sequence[str]) -> list[Named]:
+def conditions(makers: Sequence[str]) -> list[Condition]:
     """Conditions that feed the latents of other checkpoints, by maker."""
     return [replaced(PREFIX + maker) for maker in makers]
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from lvr_jax.latents import conditions as cond
-from lvr_jax.latents.conditions import ConditionError, Named
+from lvr_jax.latents.conditions import Condition, ConditionError
 from lvr_jax.latents.positions import AFTER
 from lvr_jax.prism.outcomes import Outcomes
 
@@ -36,7 +36,7 @@ def layers(asked: Sequence[int], depth: int) -> tuple[int, ...]:
     return tuple(dict.fromkeys(np.linspace(0, depth, min(depth + 1, MOST_LAYERS)).round().astype(int).tolist()))
 
 
-def conditions(base: Named, latents: int, chosen: Sequence[int]) -> list[Named]:
+def conditions(base: Condition, latents: int, chosen: Sequence[int]) -> list[Condition]:
     """The corrupted run and its patched ones, positions before layers."""
     return [base, *(cond.patched(base, p, layer) for p in positions(latents) for layer in chosen)]
 
@@ -50,7 +50,7 @@ def chosen_items(found: Outcomes, base: str, count: int) -> list[int]:
     return sorted(order.tolist())
 
 
-def recovered(found: Outcomes, base: Named, latents: int, chosen: Sequence[int]) -> dict:
+def recovered(found: Outcomes, base: Condition, latents: int, chosen: Sequence[int]) -> dict:
     """The map: of the items whose content the corruption changed, the share that says the clean content again.
 
     recovered, items: [P][L], over the items that have the position (None without any)

@@ -22,7 +22,7 @@ from lvr_jax.checkpoints import load
 from lvr_jax.checkpoints.fingerprint import fingerprint
 from lvr_jax.files.whole_file import write_whole
 from lvr_jax.latents import sweep as sweeps
-from lvr_jax.latents.conditions import Named
+from lvr_jax.latents.conditions import Condition
 from lvr_jax.latents.sweep_files import SweepResults
 from lvr_jax.prism import crossing, experiment
 from lvr_jax.prism.audit import Audit, plain
@@ -75,7 +75,7 @@ class _Shared:
         return next(iter(self.audits.values()))
 
     @property
-    def conditions(self) -> list[Named]:
+    def conditions(self) -> list[Condition]:
         s = self.first.settings
         return s.grid(self.first._sweeper("corruption").latents, bool(self.first.items.boxed.any()))[0]
 
@@ -111,7 +111,7 @@ class _Shared:
         return found
 
     def _swept(
-        self, audit: Audit, makers: Mapping[str, epath.Path], conditions: list[Named], folder: epath.Path
+        self, audit: Audit, makers: Mapping[str, epath.Path], conditions: list[Condition], folder: epath.Path
     ) -> tuple[SweepResults, Outcomes]:
         sweeper = audit._sweeper("corruption")
         sweeper = dataclasses.replace(sweeper, keep=(*sweeper.keep, "blocks", "count"),

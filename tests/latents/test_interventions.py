@@ -104,7 +104,7 @@ def test_a_condition_keeps_its_identity_on_disk(swept):
 
 
 def test_a_mix_with_own_latents_cannot_be_read_in_another_context():
-    mixed = cond.Named("half", keep=0.5, mix=0.5, source="donor")
+    mixed = cond.Condition("half", keep=0.5, mix=0.5, source="donor")
     with pytest.raises(cond.ConditionError, match="condition 'half' mixes latents"):
         cond.in_context(mixed, "blank")
 

@@ -11,7 +11,7 @@ from lvr_jax.latents.rollout import no_bank
 from lvr_jax.latents.routing import ATTENTION, blocked
 
 
-def decoded(attention: str, *conditions: cond.Named):
+def decoded(attention: str, *conditions: cond.Condition):
     plan, batch = plan_of("lvr", 3), batch_of((0, 1, 2), (start_of("lvr"),))
     prefix, _ = prefill(GRAPH, params(), batch, np.arange(3), blocked=blocked(attention))
     condition = cond.stack(conditions, [], len(plan.start), int(plan.quota.max()))

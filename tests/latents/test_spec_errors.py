@@ -31,12 +31,12 @@ def test_config_and_tokenizer_must_agree_on_ids():
 
 
 @pytest.mark.parametrize("make, message", [
-    (lambda: cond.Named("x", sigma=float("nan")), "keep, mix, sigma"),
+    (lambda: cond.Condition("x", sigma=float("nan")), "keep, mix, sigma"),
     (lambda: cond.absolute_noise(-1.0), "sigma is -1.0, expected 0 or more"),
     (lambda: cond.budget(5000), "budget is 5000, expected latents a block, 0 to 4096"),
-    (lambda: cond.Named("x", noise=7), "noise is 7"),
-    (lambda: cond.Named("x", mix=1.0), "source is None"),
-    (lambda: cond.Named("x", source="donor"), "source is donor"),
+    (lambda: cond.Condition("x", noise=7), "noise is 7"),
+    (lambda: cond.Condition("x", mix=1.0), "source is None"),
+    (lambda: cond.Condition("x", source="donor"), "source is donor"),
     (lambda: cond.only(cond.zero(), -1), "steps is (-1,)"),
     (lambda: cond.budget(-2), "budget is -2"),
     (lambda: cond.knock_out(9, 0, "x"), "blocked"),

@@ -62,7 +62,7 @@ class Check:
         return programs.train(self.experiment(rows))
 
     def of_items(self, make: Callable[..., Program], items: int, *more) -> Program:
-        """A program that knows nothing of training's rows: any number of those that divides will do."""
+        """A program over items, which training's rows do not enter: its experiment has the fewest that divide."""
         here = self.experiment(self.config.accumulate * self.spread)
         return make(here, dataclasses.replace(self.asked, items=items), *more)
 

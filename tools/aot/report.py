@@ -1,4 +1,4 @@
-"""What a compiled program takes: one record a program, a table of them, and a bill of each."""
+"""Records memory, traffic and cycles of compiled programs, and renders the records as a table and as bills."""
 
 import dataclasses
 import importlib.metadata

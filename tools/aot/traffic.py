@@ -86,7 +86,7 @@ def _written(computation: str, parts: Parts) -> int:
 
 
 def _made(value: Instruction, by_name: dict[str, Instruction], parts: Parts) -> int:
-    """Bytes of a result that are new: of an update in place, its update; of what is handed on, nothing."""
+    """Bytes that an instruction writes: for an in-place update the updated part, for a forwarded operand nothing."""
     size = sum(array.held for array in value.arrays if not array.on_chip)
     if value.opcode == "tuple":
         return sum(_made(by_name[name], by_name, parts) for name in value.operands if name in by_name)

@@ -137,7 +137,7 @@ def changes(torch, item: int, row: int, clean: Clean | None) -> dict:
         donor = donors(clean, 0, itself=True, pool=64)[row]
         blocks = {"donor_paper": clean.latents[donor, 0], "permuted": own(shuffle).make(request)[0][0, 0]}
 
-    def change(c: cond.Named):
+    def change(c: cond.Condition):
         eps = None if c.sigma == 0 else torch.tensor(c.sigma * _noise(c.name, item))
         source = None if c.source is None else torch.tensor(blocks[c.source])
         return lambda s, z: c.keep * z + (0 if eps is None else eps[s]) + (0 if source is None else source[s])

@@ -114,12 +114,12 @@ class Session:
 
         The noise of a latent is the same for every sigma: its key is the condition's name.
         """
-        named = lambda name, **fields: Condition(engine.Named(name, kind=name, **fields))  # noqa: E731
+        named = lambda name, **fields: Condition(engine.Condition(name, kind=name, **fields))  # noqa: E731
         steps = tuple(sorted(set(chosen))) or (0,)
         given = lambda latents: np.broadcast_to(self.pool[donor][None], latents.shape)  # noqa: E731
         mean = lambda latents: np.broadcast_to(self.pool.mean(0)[None], latents.shape)  # noqa: E731
         fed = lvr_jax.conditions.condition(mean, MEAN)
-        cut = engine.Named(CUT_MEAN, keep=0.0, mix=1.0, source=fed.record.source, steps=steps)
+        cut = engine.Condition(CUT_MEAN, keep=0.0, mix=1.0, source=fed.record.source, steps=steps)
         return [
             *(lvr_jax.conditions.condition(name) for name in (*PLAIN, *(BOXED if boxed else ()))),
             named(NOISE, sigma=sigma), named(RELATIVE, sigma=sigma, noise=engine.RELATIVE),

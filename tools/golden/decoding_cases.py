@@ -59,7 +59,7 @@ def plan_of(case: Case) -> Plan:
     return plan(spec, ids, case.meta.get("s", case.meta.get("K")))
 
 
-def _named(case: Case, the_plan: Plan, prefix: str) -> tuple[cond.Named, list[np.ndarray] | None]:
+def _named(case: Case, the_plan: Plan, prefix: str) -> tuple[cond.Condition, list[np.ndarray] | None]:
     """The condition of a recorded run, and its source: one [n, D] array a stage."""
     D = case.model.config.text.hidden
     stages = ("single",) if len(the_plan.start) == 1 else ("ctx", "tgt")
@@ -72,7 +72,7 @@ def _named(case: Case, the_plan: Plan, prefix: str) -> tuple[cond.Named, list[np
         eta = case[f"{prefix}noise_eta_unscaled"].reshape(-1, D)
         blocks = np.split(eta, np.cumsum(quota)[:-1])
         sigma = float(prefix.split("_")[1])
-        return cond.Named(prefix, mix=sigma, source="recorded"), blocks
+        return cond.Condition(prefix, mix=sigma, source="recorded"), blocks
     donor = int(case["donor_record_idx"].item())
     found = [f"donor_records_{s}_fp16" for s in stages]
     return cond.replaced("recorded"), [case[k][donor].astype(np.float32) for k in found]

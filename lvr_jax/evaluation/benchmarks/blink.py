@@ -44,6 +44,7 @@ def read(folder: str, name: str, any_count: bool, *, tasks: Sequence[str] = LVR_
     if shards and bare:
         raise BenchmarkError(f"{name}: {root / bare[0]} has no val-*.parquet as the other subtasks have, expected all "
                              "of them as parquet or all extracted")
+    pictures: Pictures
     if shards:
         records, pictures = read_parquet(shards, COLUMNS, IMAGES), parquet_images(shards, IMAGES)
     else:

@@ -21,6 +21,7 @@ Unknown fields are refused by name, because a misspelt field would change a scor
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from lvr_jax.data.boxes import BoxError, normalise
 from lvr_jax.data.sample import Box
@@ -56,8 +57,8 @@ def _row(record: dict, where: str, default_id: str) -> Row:
     if not question or not answer:
         raise BenchmarkError(f"{where}: {'answer' if question else 'question'} is empty")
     letter = gold_letter(answer, len(options), where) if options else None
-    plain = {key: str(field(record, key, (str, int), where)) for key in ("id", "category", "group", "cycle")
-             if key in record}
+    plain: dict[str, Any] = {key: str(field(record, key, (str, int), where))
+                             for key in ("id", "category", "group", "cycle") if key in record}
     return Row(**{"id": default_id} | plain, question=question, letter=letter, options=options,
                answer=options[ord(letter) - ord("A")] if letter else answer)
 

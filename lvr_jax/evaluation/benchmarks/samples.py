@@ -48,14 +48,14 @@ class SampleBenchmark:
         return SampleBenchmark(self.name, _Subset(self._source, tuple(indices)))
 
 
-class _Subset:
+class _Subset(Sequence[Sample]):
     def __init__(self, source: Sequence[Sample], indices: tuple[int, ...]):
         self.source, self.indices = source, indices
 
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, index: int) -> Sample:
+    def __getitem__(self, index):
         return self.source[self.indices[index]]
 
     def counterfactual(self, index: int) -> Sample | None:

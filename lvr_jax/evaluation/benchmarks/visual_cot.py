@@ -72,7 +72,7 @@ def _row(record: dict, source: str, where: str) -> tuple[Row, str, Box]:
         values = tuple(float(value) for value in box[2].split(",")) if box else ()
     except ValueError:
         values = ()
-    if len(values) != 4 or images[0] != box[1]:
+    if box is None or len(values) != 4 or images[0] != box[1]:
         raise BenchmarkError(f'{where}: image is {images!r}, expected [path, "path###[x0, y0, x1, y1]"]')
     turns = field(record, "conversations", list, where)
     if [turn.get("from") if isinstance(turn, dict) else None for turn in turns] != ["human", "gpt", "human", "gpt"]:

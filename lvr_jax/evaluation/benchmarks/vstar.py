@@ -76,4 +76,4 @@ def _annotation(path: Path) -> tuple[tuple[Box, ...], tuple[str, ...]]:
             raise BenchmarkError(f"{path}: bbox holds {box!r}, expected x, y, w, h in pixels")
     if not boxes:
         raise BenchmarkError(f"{path}: bbox is empty, expected at least one box")
-    return tuple(tuple(map(float, box)) for box in boxes), texts(record, "options", str(path))
+    return tuple((float(x), float(y), float(w), float(h)) for x, y, w, h in boxes), texts(record, "options", str(path))

@@ -1,10 +1,10 @@
 """The conditions of an audit: names to conditions, and what each of them is evidence of."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 from lvr_jax.latents import conditions as cond
-from lvr_jax.latents.conditions import ConditionError, Named
+from lvr_jax.latents.conditions import Condition, ConditionError
 from lvr_jax.latents.sources import SOURCES
 
 # What feeding a source is evidence of (conditions.EVIDENCE). Donors that were drawn without regard to their answer hold
@@ -18,7 +18,7 @@ OF_SOURCES = {
     "blank_image": cond.CARRIES, "self": cond.SHAM,
 }  # fmt: skip
 # Conditions that a config may name, besides noise of given strengths, budgets and single latents.
-NAMED: dict[str, Callable[..., cond.Named]] = {
+NAMED: dict[str, Callable[..., cond.Condition]] = {
     "zero": cond.zero, "norm_matched": cond.norm_matched_noise, "unit_normal": cond.unit_normal,
     "distribution_matched": cond.matched_noise, "box_budget": cond.box_budget, "markers_only": cond.markers_only,
     "start_only": cond.start_only, "format_only": cond.format_only,
@@ -44,7 +44,9 @@ HIDES = ("answer_blind_to_latents",)
 SHAM, DIRECTED, COUNTERFACTUAL = "self", "donor_directed", "counterfactual"
 # How the answer's own way to the image is closed: hidden from it by attention (what the question's states have read
 # of the image stays), or everything but the latents read from the same question about a blank image.
-CONTEXTS = {"hidden": cond.with_image_hidden, "blank": partial(cond.in_context, context="blank")}
+CONTEXTS: dict[str, Callable[[Condition], Condition]] = {
+    "hidden": cond.with_image_hidden, "blank": partial(cond.in_context, context="blank"),
+}
 # The paper's five conditions by the names of its columns.
 PAPER = {"truncate": ("zero",), "noise_0.1": ("noise_0.1",), "noise_0.3": ("noise_0.3",), "noise_1.0": ("noise_1",),
          "swap": ("donor_paper", "donor")}  # fmt: skip
@@ -60,7 +62,7 @@ def is_unfamiliar(name: str) -> bool:
     return name in UNFAMILIAR or name.startswith(("noise_", "relative_noise_"))
 
 
-def named(names: Sequence[str], field: str = "conditions.names") -> list[Named]:
+def named(names: Sequence[str], field: str = "conditions.names") -> list[Condition]:
     """Conditions by name, in order. Raises ConditionError, naming the config's field and what there is."""
     unknown = [name for name in names if name not in NAMED]
     if unknown:
@@ -69,14 +71,14 @@ def named(names: Sequence[str], field: str = "conditions.names") -> list[Named]:
 
 
 def check(
-    conditions: Sequence[Named], categories: Sequence[str], contents: Sequence[str], variants: Sequence[str]
+    conditions: Sequence[Condition], categories: Iterable[str], contents: Iterable[str], variants: Sequence[str]
 ) -> None:
     """Refuses conditions that the items cannot serve, before anything runs. Raises ConditionError, one line.
 
     categories, contents: of each item, its kind of question and what its right answer says; variants: other prompts
     """
     for c in conditions:
-        source = SOURCES.get(c.source)
+        source = SOURCES.get(c.source or "")
         for name in filter(None, (c.context, source and source.of_variant)):
             if name not in variants:
                 raise ConditionError(f"condition {c.name!r} needs the prompt {name!r} of each item, these items have "
@@ -92,7 +94,7 @@ def check(
                                          "with different answers; leave the condition out, or that kind")  # fmt: skip
 
 
-def crossed(names: Sequence[str], contexts: Sequence[str]) -> list[Named]:
+def crossed(names: Sequence[str], contexts: Sequence[str]) -> list[Condition]:
     """The clean pass and these conditions with the answer's way to the image closed, in each of the contexts."""
     base = [cond.clean(), *named(names, "conditions.crossed")]
     return [CONTEXTS[context](c) for context in contexts for c in base]
@@ -101,7 +103,7 @@ def crossed(names: Sequence[str], contexts: Sequence[str]) -> list[Named]:
 def grid(
     names: Sequence[str], sigmas: Sequence[float], alphas: Sequence[float], budgets: Sequence[int],
     per_latent: Sequence[str], latents: int, contexts: Sequence[str] = (), cross: Sequence[str] = (),
-) -> list[Named]:  # fmt: skip
+) -> list[Condition]:  # fmt: skip
     """Every condition of an audit, without the clean pass.
 
     per_latent: these, on one latent of each block at a time; latents: of the longest block; cross: conditions that are

@@ -104,7 +104,7 @@ def attention_shares(results: SweepResults) -> dict[str, Mapping]:
 
     answer, latents: role -> share, mean over items, heads and layers; by_layer: the answer state's, role -> [L]
     """
-    found = {}
+    found: dict[str, Mapping] = {}
     for name in results.conditions:
         arrays = results.of(name)
         entry = {}

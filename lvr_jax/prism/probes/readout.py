@@ -104,7 +104,7 @@ def _pair(capture: Capture, options, categories, how: Settings) -> dict:
     x = np.stack([capture.at(A), capture.at(B)])
     interval = {"level": how.level, "draws": how.draws, "seed": how.seed}
     controls: dict[str, dict] = {}
-    correct: Sequence = ()
+    correct: np.ndarray | Sequence = ()
     for kind in CONTROL_KINDS:
         n_classes, labels = _controls(capture, categories, kind, how)
         probes = decodability(x, capture.label, labels, folds, n_classes=n_classes, **interval)

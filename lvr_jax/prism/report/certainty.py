@@ -54,7 +54,7 @@ def _run(analyses: Sequence[Mapping], x: str, y: str) -> list[tuple[str, ...]]:
     return [_row(head, xs, items.mean(1), lambda: item_bootstrap(xs, items), item_covariance(xs, items), single)]
 
 
-def _per_item(a: Mapping, y: str) -> list[float] | None:
+def _per_item(a: Mapping, y: str) -> np.ndarray | None:
     """[I] what is averaged to y: right or wrong, or the difference that a condition makes."""
     right = lambda name: np.array([float(answer["right"][name]) for answer in a["answers"]])  # noqa: E731
     if y in ("vstar", "letter"):

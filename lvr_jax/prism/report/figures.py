@@ -52,7 +52,7 @@ def log_scale(axis, *sides: str) -> None:
         ticks.set_minor_locator(NullLocator())
 
 
-def _scatter(axis, xs, ys, names, published: tuple[Sequence, Sequence, Sequence]):
+def _scatter(axis, xs, ys, names, published: tuple[np.ndarray, np.ndarray, Sequence[str]]):
     """This run filled, the paper hollow; r of each in the title where there are three points."""
     parts = []
     for x, y, name, n in zip(xs, ys, names, range(len(xs))):
@@ -93,7 +93,7 @@ def figure_4(analyses: Sequence[Analysis], paper: Paper) -> Figure:
     columns = list(corruptions.PAPER)
     for n, a in enumerate(analyses):
         found = [effect(a, c) for c in columns]
-        at = [i + 0.8 * (n + 0.5) / len(analyses) - 0.4 for i, e in enumerate(found) if e]
+        at = np.array([i + 0.8 * (n + 0.5) / len(analyses) - 0.4 for i, e in enumerate(found) if e])
         there = [e["delta_interval"] for e in found if e]
         point = np.array([100 * e["point"] for e in there])
         low, high = (np.array([100 * e[end] for e in there]) for end in ("low", "high"))

@@ -1,4 +1,4 @@
-"""What may be said of a checkpoint in words, and what may not: the verdict's sentence and what stands around it."""
+"""Writes the paragraph about a checkpoint: the verdict, the numbers behind it, and what they cannot show."""
 
 from collections.abc import Mapping
 

@@ -13,7 +13,7 @@ from lvr_jax.prism.statistics.correlation_intervals import seed_replicates
 
 
 def first_seeds(variants: Sequence[str]) -> list[int]:
-    """Which checkpoint stands for each variant where only one can: its first."""
+    """Indices of the checkpoints that represent their variants where only one each is shown: the first ones."""
     return [n for n, variant in enumerate(variants) if variant not in variants[:n]]
 
 

@@ -153,8 +153,10 @@ def _item(files: "_Files", audit: Audit, a: Mapping, index: int) -> dict:
 
 
 def _picture(files: "_Files", key: str, figure: Figure, caption: str, kind: str = "svg") -> dict:
-    """Drawn once a format: figures as svg in the page, png and pdf beside it; photographs as webp in the page, a tenth
-    of the png beside it."""
+    """Draws a figure in every format it is kept in: svg in the page, with png and pdf as files.
+
+    Photographs are webp in the page, a tenth of the size, with png as a file.
+    """
     drawn = {each: page.image_bytes(figure, each) for each in (kind, "png", *(("pdf",) if kind == "svg" else ()))}
     for each in drawn.keys() - {kind}:
         files.put(f"figures/{key}.{each}", drawn[each])

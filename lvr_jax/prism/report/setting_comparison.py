@@ -1,4 +1,4 @@
-"""Sets the same interventions side by side by setting: where controls bite, a null elsewhere says something.
+"""Compares the same interventions across settings: where they have effects, a null result elsewhere is informative.
 
 A setting is how a checkpoint was trained and is asked: the picture visible to all, only to the latents, or masked.
 """

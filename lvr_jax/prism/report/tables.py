@@ -281,7 +281,7 @@ def probes(a: Analysis) -> Table:
 
 
 def floor(a: Analysis) -> Table | None:
-    """What needs no latent: baselines and controls of the pair."""
+    """The probes' baselines and controls: accuracy that is reached without reading a latent."""
     base, controls = pair(a, "baselines"), pair(a, "controls")
     if base is None:
         return None
@@ -395,7 +395,7 @@ def of_paper(analyses: Sequence[Analysis], paper: Paper) -> list[Table]:
 
 
 def of_the_papers_own(paper: Paper) -> list[Table]:
-    """What the paper's printed tables say of its printed statements and numbers; nothing of this run."""
+    """Checks the paper's printed statements and numbers against its own printed tables; nothing is of this run."""
     told = lambda found: ", ".join(f"{HEADS.get(k, k)} {number(v, 2, sign=v < 0)}" for k, v in found.items())  # noqa: E731
     claims = tuple((c.claim, c.source, told(c.found), "yes" if c.holds else "no") for c in contradictions(paper))
     derived = tuple((d.name, d.source, d.printed.replace("-", "−"), number(d.computed, 3, sign=True),
