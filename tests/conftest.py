@@ -1,8 +1,37 @@
-"""Leaves alone test files that cannot be imported here: parity tests need torch, the browser's Gradio and Chromium."""
+"""Sets how programs are compiled, before any test starts JAX; deals files out to the workers of pytest-xdist; leaves
+alone test files that cannot be imported here: parity tests need torch, the browser's Gradio and Chromium."""
 
+import collections
 import importlib.util
 import shutil
 from pathlib import Path
+
+import pytest
+import quick
+
+
+def pytest_configure(config):
+    """Workers of pytest-xdist inherit the folder of compiled programs from the process that starts them."""
+    if folder := quick.begin():
+        config.add_cleanup(folder.cleanup)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Whole files, as workers that share one would each make what its tests share; in the order of the collection."""
+    if config.getoption("dist") != "load":          # asked for another way
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    config.option.loadscopereorder = False
+    return LoadFileScheduling(config, log)
+
+
+def pytest_collection_modifyitems(config, items):
+    """Under pytest-xdist the longest files first, those with the most slow tests, so that workers end together."""
+    if hasattr(config, "workerinput"):
+        slow = collections.Counter(item.path for item in items if item.get_closest_marker("slow"))
+        items.sort(key=lambda item: -slow[item.path])
 
 
 def pytest_ignore_collect(collection_path, config):

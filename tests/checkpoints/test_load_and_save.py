@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+import quick
 from checkpoint_folders import (
     DTYPES,
     assert_nothing_left,
@@ -159,7 +160,7 @@ print("same")
 
 def test_eight_devices_hold_the_same_arrays_as_one(tmp_path, hf):
     checkpoints.to_flax(hf, tmp_path / "flax")
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    environment = {**os.environ, "XLA_FLAGS": quick.flags(8), "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-c", MESH, str(hf), str(tmp_path / "flax")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.stdout.strip().endswith("same"), done.stderr[-3000:]
@@ -199,7 +200,7 @@ def test_two_processes_load_their_slices_and_save_one_checkpoint(tmp_path, hf):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = str(free.getsockname()[1])
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
+    environment = {**os.environ, "XLA_FLAGS": quick.flags(4), "JAX_PLATFORMS": "cpu"}
     arguments = [str(hf), str(tmp_path / "saved"), str(tmp_path / "plain.npz")]
     commands = [[sys.executable, "-c", PROCESS, port, rank, *arguments] for rank in "01"]
     processes = [subprocess.Popen(command, env=environment, stderr=subprocess.PIPE) for command in commands]

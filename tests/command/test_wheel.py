@@ -38,12 +38,11 @@ def installed(tmp_path_factory):
 def lvr(installed, tmp_path, monkeypatch):
     """Runs the console command in an empty folder, with no other lvr_jax to be found."""
     monkeypatch.chdir(tmp_path)
-    environment = {**os.environ, "PYTHONPATH": str(installed), "JAX_PLATFORMS": "cpu",
-                   "JAX_COMPILATION_CACHE_DIR": str(installed.parent / "compiled")}  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": str(installed), "JAX_PLATFORMS": "cpu"}
 
     def run(*arguments: str, script: str = SCRIPT):
         return subprocess.run([sys.executable, "-c", script, *arguments], env=environment, text=True,
-                              capture_output=True, timeout=300)  # fmt: skip
+                              capture_output=True, timeout=900)  # fmt: skip
 
     return run
 
@@ -93,6 +92,8 @@ import numpy as np
 import lvr_jax
 from PIL import Image
 
+FEW = {"conditions": {"names": ["zero", "donor"], "sigmas": []}, "probes": {"controls": 2}, "alignment": {"count": 0}}
+
 if __name__ == "__main__":
     Image.fromarray(np.full((84, 84, 3), 90, np.uint8)).save("photo.png")
     items = lvr_jax.scenes(4)
@@ -107,7 +108,7 @@ if __name__ == "__main__":
     assert reply.latents.shape == (4, 128) and len(reply.nearest) == len(reply.lens) == 4 and reply.attention
     replies = model.sweep(items, ["zero", "donor", lvr_jax.noise(0.3), my_condition])
     states = model.states(items, position="latent_0", layer=2)
-    audit = lvr_jax.audit(lvr_jax.TINY_LVR, "digit_search", light=True, options={"size": 8}, draws=100)
+    audit = lvr_jax.audit(lvr_jax.TINY_LVR, "digit_search", light=True, options={"size": 8}, draws=100, **FEW)
     audit.table("conditions")
     print(len(replies), states.shape, audit.report("out"))
 """

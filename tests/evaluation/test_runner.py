@@ -2,8 +2,6 @@
 
 import dataclasses
 import errno
-import functools
-import inspect
 import json
 import os
 import re
@@ -26,7 +24,7 @@ from lvr_jax.data.chat import encode_prompt
 from lvr_jax.data.packing import Budget, Geometry, collate
 from lvr_jax.data.sample import DataError
 from lvr_jax.data.tokenizers import IM_END
-from lvr_jax.evaluation import generation, likelihood, results, runner, subject
+from lvr_jax.evaluation import generation, results, runner, subject
 from lvr_jax.evaluation.batches import batches, prompt_size
 from lvr_jax.evaluation.protocol import Budget as Steps
 from lvr_jax.evaluation.protocol import protocol
@@ -38,20 +36,7 @@ from lvr_jax.files import whole_file
 from lvr_jax.models.records import Images, Tokens
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
 SHORT = {"max_new_tokens": 16, "steps": Steps(4, 4, 4), "staged_steps": Steps(3, 3, 3)}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick():
-    """Programs of tests are compiled quickly, not well."""
-    with pytest.MonkeyPatch.context() as patch:
-        for module, function in ((generation, generation.answer), (likelihood, likelihood.score)):
-            named = inspect.signature(function).parameters
-            static = [name for name in ("decoding", "steps", "compute", "attention") if name in named]
-            jitted = jax.jit(function, static_argnums=0, static_argnames=static, compiler_options=QUICK)
-            patch.setattr(module, "program", jitted)
-        yield
 
 
 def checkpoint(folder: Path, name: str = "tiny_tied_trained_lvr") -> Path:
@@ -119,7 +104,7 @@ def naive(lvr, sample, chosen) -> tuple[list[int], int]:
     geometry = Geometry(lvr.config.vision.merge, lvr.config.vision.window)
     T = len(prompt.tokens)
     batch = collate([[prompt]], Budget(T, geometry.size(prompt).windows), geometry)
-    encode = jax.jit(lambda images: model.encode(images)[0], compiler_options=QUICK)
+    encode = jax.jit(lambda images: model.encode(images)[0])
     merged = encode(Images(batch["patches"], batch["window_segment"], batch["rotary_ids"]))
     S = T + chosen.max_new_tokens + chosen.steps.accuracy
     seen_at_first = model.embed(batch["tokens"], batch["vision_slot"], merged)
@@ -128,7 +113,7 @@ def naive(lvr, sample, chosen) -> tuple[list[int], int]:
     later = np.broadcast_to(start + np.arange(S - T), (1, 3, S - T))
     positions = np.concatenate([batch["positions"], later], axis=2)
 
-    @functools.partial(jax.jit, compiler_options=QUICK)
+    @jax.jit
     def step(x, n):
         segment = (jnp.arange(S)[None] < n).astype(jnp.int32)
         hidden, _, _ = model.decode(x, Tokens(positions, segment))
@@ -213,10 +198,8 @@ def test_an_answer_in_a_box_is_read_like_one_in_a_tag(lvr, questions):
 KILLED = """
 import os, signal, sys
 sys.path[:0] = [{tests!r}]
-import jax, test_runner as t
+import test_runner as t
 from lvr_jax.evaluation import generation
-names = ("decoding", "steps", "compute", "attention")
-generation.program = jax.jit(generation.answer, static_argnums=0, static_argnames=names, compiler_options=t.QUICK)
 read, calls = generation.Generation.read, []
 def read_and_die(self, *arguments):
     calls.append(1)
@@ -412,7 +395,7 @@ def test_the_likeliest_option_by_one_full_pass_an_option_wins(lvr, tmp_path):
     results = run(lvr, benchmark, chosen, tmp_path / "x.jsonl", rows=2, programs=1, progress=False)
     model, geometry = nnx.merge(lvr.graph, lvr.params), Geometry()
 
-    @functools.partial(jax.jit, compiler_options=QUICK)
+    @jax.jit
     def log_probs(batch):
         merged, _ = model.encode(Images(batch["patches"], batch["window_segment"], batch["rotary_ids"]))
         x = model.embed(batch["tokens"], batch["vision_slot"], merged)

@@ -13,9 +13,6 @@ from lvr_jax.models.families import abstract_model
 from lvr_jax.models.layout import mrope_positions
 from lvr_jax.models.qwen2_5_vl.config import Config, TextConfig, VisionConfig
 
-# Programs of tests are compiled quickly, not well.
-QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
-
 CONFIG = Config(
     vision=VisionConfig(
         depth=2, hidden=16, intermediate=16, heads=2, out_hidden=32, full_attention_layers=(1,), window_pixels=16,
@@ -35,10 +32,10 @@ LETTERS = (1, 2, 3, 4)
 GEOMETRY = Geometry(window=4)
 
 prefill = jax.jit(
-    rollout.prefill, static_argnums=0, static_argnames=("remember_ids", "taps", "compute"), compiler_options=QUICK
+    rollout.prefill, static_argnums=0, static_argnames=("remember_ids", "taps", "compute")
 )
 sweep = jax.jit(
-    rollout.sweep, static_argnums=0, static_argnames=("decoding", "steps", "record", "compute"), compiler_options=QUICK
+    rollout.sweep, static_argnums=0, static_argnames=("decoding", "steps", "record", "compute")
 )
 
 

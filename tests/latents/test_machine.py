@@ -1,13 +1,12 @@
 """The state machine does what each published decoding loop does, written down here one by one."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from latent_models import IDS, QUICK, STOP, TEXT
+from latent_models import IDS, STOP, TEXT
 
 from lvr_jax.latents import conditions as cond
 from lvr_jax.latents.decoding import Decoding
@@ -17,7 +16,7 @@ from lvr_jax.latents.spec import SYSTEMS, plan
 V, S, ROWS, NEW = 64, 40, 96, 24
 
 
-@functools.partial(jax.jit, compiler_options=QUICK)
+@jax.jit
 def _drive(the_plan, condition, wanted):
     machine = Machine(the_plan, condition, Decoding(max_new_tokens=NEW, stop=(STOP,)), 1, ROWS)
     row = machine.start(jnp.full((1, ROWS), 5), jnp.zeros((1, ROWS, 1)), None)

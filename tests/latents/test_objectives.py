@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import quick
 from flax import nnx
 
 from lvr_jax.checkpoints.orbax_io import flat
@@ -30,8 +31,6 @@ CONFIG = Config(
     image_token_id=31, video_token_id=30, vision_start_token_id=29,
 )  # fmt: skip
 LAYERS, D = CONFIG.text.layers, CONFIG.text.hidden
-# What runs once compiles faster so; what it computes is the same.
-QUICK = {"xla_backend_optimization_level": 0}
 ONE = Weights(jnp.float32(1), jnp.float32(0))
 GEOMETRY = Geometry()
 
@@ -102,7 +101,7 @@ class Perturbed:
 
 def forward(model, batch: dict, objective: Objective) -> dict:
     run = lambda b: objectives.forward(model, b, objective, ONE, jax.random.key(0), Compute())  # noqa: E731
-    return jax.jit(run, compiler_options=QUICK)(batch)
+    return jax.jit(run)(batch)
 
 
 def test_the_perturbed_network_is_the_network():
@@ -123,7 +122,8 @@ def activation_gradients(route: str) -> tuple[np.ndarray, np.ndarray, dict]:
         return objectives.loss(model, batch, objective, ONE, total, jax.random.key(0), Compute())[1][key]
 
     zeros = jnp.zeros((LAYERS, *batch["tokens"].shape, D))
-    gradient = jax.jit(jax.jacrev(lambda a: [part(a, key) for key in ("loss_lvr", "loss_ce")]), compiler_options=QUICK)
+    jacobian = jax.jacrev(lambda a: [part(a, key) for key in ("loss_lvr", "loss_ce")])
+    gradient = jax.jit(jacobian, compiler_options=quick.FUSED)
     found = [np.asarray(g) for g in gradient(zeros)]
     return *found, batch
 
@@ -165,7 +165,7 @@ def parameter_gradients(route: str, head: str = "none") -> tuple[float, dict[str
         model = nnx.merge(graph, state)
         return objectives.loss(model, batch, objective, ONE, total, jax.random.key(0), Compute())[1]["loss_lvr"]
 
-    value, found = jax.jit(jax.value_and_grad(part), compiler_options=QUICK)(state)
+    value, found = jax.jit(jax.value_and_grad(part), compiler_options=quick.FUSED)(state)
     return float(value), {path: np.asarray(x) for path, x in flat(nnx.to_pure_dict(found)).items()}
 
 
@@ -232,7 +232,7 @@ def test_behind_the_bottleneck_the_answer_depends_on_the_image_through_latents_a
 
     zeros = jnp.zeros((*batch["tokens"].shape, D))
     image = batch["role"] == ROLE_IMAGE
-    gradient = jax.jit(jax.grad(answer_loss), static_argnums=(1, 2), compiler_options=QUICK)
+    gradient = jax.jit(jax.grad(answer_loss), static_argnums=(1, 2))
     at_image = lambda *how: np.abs(np.asarray(gradient(zeros, *how)))[image].max()  # noqa: E731
     assert at_image("bottleneck", True) > 1e-6
     assert at_image("bottleneck", False) == 0

@@ -1,7 +1,6 @@
 """A rollout is the parallel pass on its own inputs, one condition at a time, blind where it must be."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +11,6 @@ from latent_models import (
     CONFIG,
     GRAPH,
     LETTERS,
-    QUICK,
     STOP,
     batch_of,
     on_host,
@@ -79,7 +77,7 @@ def parallel(batch: dict, trace: dict, b: int, starts=(), blocked=()):
     return hidden[0, after], logits[0, after], {"attention": seen, "states": states}, role[: here.stop]
 
 
-@functools.partial(jax.jit, compiler_options=QUICK)
+@jax.jit
 def _parallel(params, images, ids, slot, is_latent, vectors, positions, segment, role, mask):
     model = nnx.merge(GRAPH, params)
     merged, _ = model.encode(images)
@@ -242,7 +240,7 @@ def test_attention_shares_are_those_of_the_full_weights():
 def test_any_conditions_share_one_program():
     mine = jax.jit(
         lambda *arguments, **options: rollout.sweep(*arguments, **options),     # a cache of its own
-        static_argnums=0, static_argnames=("decoding", "steps"), compiler_options=QUICK,
+        static_argnums=0, static_argnames=("decoding", "steps"),
     )  # fmt: skip
     plan = plan_of("lvr", 3)
     batch = batch_of((0, 1), (start_of("lvr"),))

@@ -12,6 +12,7 @@ import jax
 import latent_models
 import numpy as np
 import pytest
+import quick
 import sweep_programs as programs
 from latent_models import CONFIG
 
@@ -68,7 +69,7 @@ def test_batches_chunks_and_order_do_not_show(how, reference, tmp_path):
 
 
 def test_eight_devices_give_what_one_gives(reference, tmp_path):
-    run = script(tmp_path / "eight", "mesh", XLA_FLAGS="--xla_force_host_platform_device_count=8")
+    run = script(tmp_path / "eight", "mesh", XLA_FLAGS=quick.flags(8))
     out, _ = run.communicate(timeout=300)
     assert run.returncode == 0 and "8 devices" in out, out
     equal(read(tmp_path / "eight"), read(reference))

@@ -1,12 +1,11 @@
 """The scanned rollout of training is the pass that it stands for, forwards and backwards."""
 
-import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_objectives import GEOMETRY, QUICK, D, batch_of, example, network
+from test_objectives import GEOMETRY, D, batch_of, example, network
 
 from lvr_jax.data.packing import Alignment, Budget, BudgetError, align
 from lvr_jax.data.sample import DataError
@@ -41,7 +40,7 @@ def aligned():
     return batch, *inputs(batch)
 
 
-@functools.partial(jax.jit, compiler_options=QUICK)
+@jax.jit
 def scanned(x, tokens, own):
     return unroll(network(), x, tokens, PARTS, own, Compute())
 
@@ -69,7 +68,7 @@ def test_aligned_rows_have_the_losses_of_packed_ones():
         total = objectives.totals(batch)
         return objectives.loss(network(), batch, objective, weights, total, jax.random.key(0), Compute(), parts)[1]
 
-    run = jax.jit(run, static_argnums=(1, 2), compiler_options=QUICK)
+    run = jax.jit(run, static_argnums=(1, 2))
     expected = run(batch, Objective())
     # `scheduled` with probability 0: the scan, fed by force.
     for found in (run(other, Objective()), run(other, Objective(feedback="scheduled"), PARTS)):
@@ -110,7 +109,7 @@ def test_own_latents_and_their_gradients_equal_those_of_a_python_loop(aligned, o
     mix = np.where(real[..., None], np.random.default_rng(0).normal(size=(*real.shape, D)), 0)
 
     def both(f):
-        return jax.jit(jax.value_and_grad(lambda x: jnp.sum(f(x) * mix)), compiler_options=QUICK)(x)
+        return jax.jit(jax.value_and_grad(lambda x: jnp.sum(f(x) * mix)))(x)
 
     with jax.enable_x64(True):
         x, compute = jnp.asarray(x, jnp.float64), Compute(dtype=jnp.float64)

@@ -17,9 +17,6 @@ from lvr_jax.models.layout import TRANSFORMERS_5, VisionLayout, mrope_positions,
 from lvr_jax.models.qwen2_5_vl.config import Config, TextConfig, VisionConfig
 from lvr_jax.models.records import Images, Tokens
 
-# Programs that run once compile in a third of the time this way: jax.jit(..., compiler_options=QUICK).
-QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
-
 
 def tiny_config(**text) -> Config:
     """One network that most tests share: three window layers with a full one between them, grouped queries."""

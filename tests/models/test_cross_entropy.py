@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from networks import QUICK, distance
+from networks import distance
 
 from lvr_jax.models.cross_entropy import token_losses, weighted_cross_entropy
 
@@ -39,7 +39,7 @@ def run(hidden, unembedding, labels, weights, chunk, scale=1.0):
         total, aux = weighted_cross_entropy(hidden, unembedding, labels, weights, chunk)
         return total * scale, aux
 
-    step = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True), compiler_options=QUICK)
+    step = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
     (total, (losses, correct)), (d_hidden, d_unembedding) = step(hidden, unembedding)
     return total, losses, correct, d_hidden, d_unembedding
 
@@ -56,7 +56,7 @@ def test_value_and_gradients_equal_plain_cross_entropy(chunk):
 
 def test_without_gradient_it_is_the_same_value():
     arguments = draw()
-    total, (losses, correct) = jax.jit(weighted_cross_entropy, static_argnums=4, compiler_options=QUICK)(*arguments, 4)
+    total, (losses, correct) = jax.jit(weighted_cross_entropy, static_argnums=4)(*arguments, 4)
     with_gradient = run(*arguments, 4)
     for a, b in zip((total, losses, correct), with_gradient):
         np.testing.assert_array_equal(a, b)
@@ -107,7 +107,7 @@ def test_no_program_holds_all_logits():
         return weighted_cross_entropy(hidden, unembedding, labels, weights, chunk)[0]
 
     for program in (loss, jax.grad(loss, argnums=(0, 1))):
-        compiled = jax.jit(program, compiler_options=QUICK).lower(*shapes).compile()
+        compiled = jax.jit(program).lower(*shapes).compile()
         everything = B * T * V
         assert f"[{B},{T},{V}]" not in compiled.as_text() and f"[{B * T},{V}]" not in compiled.as_text()
         assert compiled.memory_analysis().temp_size_in_bytes < 4 * everything / 2

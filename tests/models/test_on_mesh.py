@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from networks import QUICK, distance
+import quick
+from networks import distance
 
 from lvr_jax.models import attention as door
 from lvr_jax.models.attention import Keys, Queries
@@ -34,7 +35,7 @@ def attention_gradients(function, queries: Queries, keys: Keys):
         out = function(dataclasses.replace(queries, q=q), dataclasses.replace(keys, k=k, v=v))
         return jnp.sum(out * jax.random.normal(jax.random.key(0), out.shape))
 
-    return jax.jit(jax.value_and_grad(scalar, argnums=(0, 1, 2)), compiler_options=QUICK)(queries.q, keys.k, keys.v)
+    return jax.jit(jax.value_and_grad(scalar, argnums=(0, 1, 2)))(queries.q, keys.k, keys.v)
 
 
 def attention_error(shape) -> float:
@@ -59,7 +60,7 @@ def loss_error(shape) -> float:
 
     def run():
         loss = lambda h, u: weighted_cross_entropy(h, u, labels, weights, 4)  # noqa: E731
-        return jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True), compiler_options=QUICK)(
+        return jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(
             hidden, unembedding
         )
 
@@ -79,8 +80,8 @@ def main() -> None:
 
 @pytest.fixture(scope="module")
 def eight_devices() -> dict:
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-                   "PYTHONPATH": f"{ROOT}:{Path(__file__).parent}"}  # fmt: skip
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": quick.flags(8),
+                   "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}:{Path(__file__).parent}"}  # fmt: skip
     done = subprocess.run([sys.executable, __file__], env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from networks import QUICK, distance, double, images_of, network, random_prompt, random_tensors, tiny_config, to_params
+from networks import distance, double, images_of, network, random_prompt, random_tensors, tiny_config, to_params
 
 from lvr_jax.models.layers import Compute
 from lvr_jax.models.records import Images, Tokens
@@ -29,7 +29,7 @@ def tiny():
     return config, double(to_params(config, random_tensors(config, 0)))
 
 
-@functools.partial(jax.jit, compiler_options=QUICK)
+@jax.jit
 def states_and_gradients(params, images, ids, slot, tokens, readout):
     """States, logits, and gradients of a weighted sum of logits in params and patches."""
     config = tiny()[0]
@@ -142,7 +142,7 @@ def test_images_of_many_sizes_within_one_budget_compile_once():
     config, params = tiny()
     traced = []
 
-    @functools.partial(jax.jit, compiler_options=QUICK)
+    @jax.jit
     def run(params, images, ids, slot, tokens):
         traced.append(ids.shape)
         model = network(config, params)

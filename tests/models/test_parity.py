@@ -16,7 +16,6 @@ import pytest
 import torch
 from flax import nnx
 from networks import (
-    QUICK,
     Prompt,
     distance,
     double,
@@ -99,7 +98,7 @@ def test_the_drawn_networks_cover_what_they_should():
     assert any(any(p.videos) and not all(p.videos) for _, p, _ in drawn) and any(len(p.grids) == 3 for _, p, _ in drawn)
 
 
-@functools.partial(jax.jit, static_argnums=(0,), compiler_options=QUICK)
+@functools.partial(jax.jit, static_argnums=(0,))
 def _pass(config, params, images, ids, positions, slot, readout):
     """Loss with gradients, and every layer's state, in one program."""
 
@@ -171,7 +170,7 @@ def test_network_equals_reference_in_values_and_gradients(seed):
     assert not misses
 
 
-@functools.partial(jax.jit, static_argnums=(0,), compiler_options=QUICK)
+@functools.partial(jax.jit, static_argnums=(0,))
 def _vjp(stage, parameters, x, cotangent, *rest):
     """output, d parameters, d x of `stage(parameters, x, *rest)`."""
     out, pull = jax.vjp(lambda parameters, x: stage(parameters, x, *rest), parameters, x)
@@ -256,13 +255,13 @@ def test_every_stage_equals_reference_in_fp32_values_and_gradients(seed):
     assert not misses
 
 
-@functools.partial(jax.jit, static_argnums=(0,), compiler_options=QUICK)
+@functools.partial(jax.jit, static_argnums=(0,))
 def _embed(config, params, images, ids, slot):
     model = network(config, params)
     return model.embed(ids, slot, None if images is None else model.encode(images, FP64)[0])
 
 
-@functools.partial(jax.jit, static_argnums=(0,), static_argnames=("keep_cache",), compiler_options=QUICK)
+@functools.partial(jax.jit, static_argnums=(0,), static_argnames=("keep_cache",))
 def _decode(config, params, x, tokens, past, keep_cache=True):
     model = network(config, params)
     hidden, own, _ = model.decode(x, tokens, past=past, compute=FP64, keep_cache=keep_cache)

@@ -32,11 +32,9 @@ from runs import metrics, small  # noqa: E402
 # Comparisons with the reference code of this very family, and benchmarks on networks of its shape.
 REFERENCES = ("tools/golden/", "tools/benchmarks/")
 STEPS, LATENTS = 10, 4
-# Programs of tests are compiled quickly, not well.
-QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
-prefill = jax.jit(rollout.prefill, static_argnums=0, compiler_options=QUICK)
+prefill = jax.jit(rollout.prefill, static_argnums=0)
 sweep = jax.jit(
-    rollout.sweep, static_argnums=0, static_argnames=("decoding", "steps"), compiler_options=QUICK
+    rollout.sweep, static_argnums=0, static_argnames=("decoding", "steps")
 )
 
 

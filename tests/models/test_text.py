@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from networks import QUICK, distance, double, network, random_tensors, tiny_config, to_params
+from networks import distance, double, network, random_tensors, tiny_config, to_params
 from safetensors.numpy import load_file
 
 from lvr_jax.models.layers import Compute, rms_norm
@@ -42,7 +42,7 @@ def decode(x, tokens, **options):
     return _decode(tiny()[1], x, tokens, options.pop("past", ()), tuple(options.items()))
 
 
-@functools.partial(jax.jit, static_argnums=(4,), compiler_options=QUICK)
+@functools.partial(jax.jit, static_argnums=(4,))
 def _decode(params, x, tokens, past, options):
     return network(tiny()[0], params).decode(x, tokens, past=past, compute=FP64, **dict(options))
 
@@ -76,7 +76,7 @@ def test_stopped_flow_changes_no_value_and_passes_no_gradient():
         model = network(tiny()[0], params)
         return jnp.sum(model.decode(x, text_tokens(8, flow=flow), compute=FP64)[0][:, 3:] ** 2)
 
-    dx, d_params = jax.jit(jax.grad(loss, argnums=(0, 1)), compiler_options=QUICK)(x, tiny()[1], flow)
+    dx, d_params = jax.jit(jax.grad(loss, argnums=(0, 1)))(x, tiny()[1], flow)
     assert not dx[:, :3].any() and dx[:, 3:].any()
     # The tokens that flow see the others as constants: the same as reading them from a cache.
     _, cache, _ = decode(x[:, :3], text_tokens(3), keep_cache=True)
@@ -86,7 +86,7 @@ def test_stopped_flow_changes_no_value_and_passes_no_gradient():
         model = network(tiny()[0], params)
         return jnp.sum(model.decode(tail, after, past=(cache,), compute=FP64)[0] ** 2)
 
-    expected = jax.jit(jax.grad(with_cache, argnums=(0, 1)), compiler_options=QUICK)(x[:, 3:], tiny()[1])
+    expected = jax.jit(jax.grad(with_cache, argnums=(0, 1)))(x[:, 3:], tiny()[1])
     assert distance(dx[:, 3:], expected[0]) <= EXACT
     for ours, theirs in zip(jax.tree.leaves(d_params), jax.tree.leaves(expected[1])):
         assert ours.any() == theirs.any() and (not theirs.any() or distance(ours, theirs) <= EXACT)
@@ -100,7 +100,7 @@ def test_rollouts_share_one_prompt_cache_under_vmap():
     _, cache, _ = decode(prompt, text_tokens(6), keep_cache=True)
     after = dataclasses.replace(text_tokens(2), positions=text_tokens(8).positions[:, :, 6:])
     step = lambda tail: network(*tiny()).decode(tail, after, past=(cache,), compute=FP64)[0]  # noqa: E731
-    for ours, tail in zip(jax.jit(jax.vmap(step), compiler_options=QUICK)(tails), tails):
+    for ours, tail in zip(jax.jit(jax.vmap(step))(tails), tails):
         whole = decode(jnp.concatenate([prompt, tail], 1), text_tokens(8))[0]
         assert distance(ours, whole[:, 6:]) <= EXACT
 
@@ -133,7 +133,7 @@ def test_decoder_equals_golden_states_layer_by_layer(name):
         tokens = Tokens(jnp.array(golden["position_ids"]).swapaxes(0, 1), jnp.ones(slot.shape, jnp.int32))
         table = mrope_table(tokens.positions, t.head_width, t.mrope_section, t.rope_theta)
         graph, blocks = nnx.split(model.text.blocks)
-        run = jax.jit(lambda p, x: nnx.merge(graph, p)(x, tokens, table, (), Compute(), ())[0], compiler_options=QUICK)
+        run = jax.jit(lambda p, x: nnx.merge(graph, p)(x, tokens, table, (), Compute(), ())[0])
         for i in range(t.layers):
             out = run(jax.tree.map(lambda a, i=i: a[i], blocks), states[i])
             if i == t.layers - 1:  # golden keeps the last state after the final norm only
@@ -187,7 +187,7 @@ def test_network_equals_golden_states_end_to_end(case):
     assert distance(logits[shown], golden["logits"][shown]) <= 1e-4
 
 
-@functools.partial(jax.jit, static_argnums=0, compiler_options=QUICK)
+@functools.partial(jax.jit, static_argnums=0)
 def _golden_pass(name, params, images, ids, slot, tokens):
     model = network(golden_network(name)[0], params)
     x = model.embed(ids, slot, model.encode(images, FP64)[0])

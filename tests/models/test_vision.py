@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from networks import QUICK, distance, double, network, random_tensors, tiny_config, to_params
+from networks import distance, double, network, random_tensors, tiny_config, to_params
 from safetensors.numpy import load_file
 
 from lvr_jax.models.layers import Compute, rms_norm
@@ -134,7 +134,7 @@ def test_dense_windows_equal_masked_full_attention(grids):
         a, da, b, db = (
             part
             for side in (ours, reference)
-            for part in jax.jit(_gradient(side), compiler_options=QUICK)(params, jnp.array(patches))
+            for part in jax.jit(_gradient(side))(params, jnp.array(patches))
         )
         assert max(distance(x, y) for x, y in zip(a, b)) <= EXACT
         assert max(distance(x, y) for x, y in zip(jax.tree.leaves(da), jax.tree.leaves(db)) if y.any()) <= EXACT
@@ -145,7 +145,7 @@ def test_an_images_neighbours_and_the_budget_do_not_matter():
     rng = np.random.default_rng(1)
     grids = [(1, 6, 10), (2, 4, 4)]
     patches = [rng.standard_normal((int(np.prod(g)), 2 * config.vision.frame_width)) for g in grids]
-    run = jax.jit(dense, compiler_options=QUICK)
+    run = jax.jit(dense)
 
     def encode(chosen, budget):
         layout = vision_layout([grids[i] for i in chosen], window=config.vision.window, budget=budget)
@@ -197,7 +197,7 @@ def test_tower_equals_golden_states_block_by_block():
     table = vision_table(layout.rotary_ids[None], config.vision.head_width)
     graph, blocks = nnx.split(model.vision.blocks)
 
-    @functools.partial(jax.jit, compiler_options=QUICK)
+    @jax.jit
     def block(parameters, x, full):
         return nnx.merge(graph, parameters)(x, full, layout.segments[None], table, Compute())
 
@@ -229,7 +229,7 @@ def test_tower_equals_golden_images_end_to_end(case):
         assert distance(merged[0][layout.merged_slot], golden["image_embeds"]) <= 1e-4
 
 
-@functools.partial(jax.jit, compiler_options=QUICK)
+@jax.jit
 def _golden_encode(params, *images):
     return network(golden_network()[0], params).encode(Images(*images), FP64)[0]
 
@@ -245,7 +245,7 @@ def test_remat_changes_nothing_but_memory():
             images = Images(jnp.array(patches), layout.segments[None], layout.rotary_ids[None])
             return jnp.sum(model.encode(images, Compute(dtype=jnp.float64, remat=remat))[0] ** 2)
 
-        return jax.jit(jax.grad(loss), compiler_options=QUICK)(params)
+        return jax.jit(jax.grad(loss))(params)
 
     with jax.enable_x64(True):
         kept = jax.tree.leaves(gradient("none"))

@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import quick
 
 from lvr_jax.latents import conditions as cond
 from lvr_jax.latents import sweep as sweeps
@@ -59,8 +60,8 @@ def main(folder: Path) -> None:
 @pytest.mark.slow
 def test_a_sweep_on_four_devices_finds_what_one_finds(tmp_path):
     environment = {
-        **os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT),
-        "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=4",
+        **os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
+        "XLA_FLAGS": quick.flags(4, [quick.LEVEL]),
     }  # fmt: skip
     command = [sys.executable, __file__, str(tmp_path)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)

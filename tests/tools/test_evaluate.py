@@ -10,32 +10,20 @@ import sys
 from pathlib import Path
 
 import pytest
+import quick
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden"
 sys.path.insert(0, str(ROOT / "tools"))
 
-import jax  # noqa: E402
 
 import evaluate  # noqa: E402
 from lvr_jax.checkpoints import to_flax  # noqa: E402
 from lvr_jax.evaluation import generation  # noqa: E402
 from lvr_jax.evaluation.results import read_results  # noqa: E402
 
-QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
 SEARCH = ("--benchmark", "digit_search", "--benchmark.size=10", "--benchmark.kinds=('colour','position')")
 SHORT = (*SEARCH, "--protocol.max_new_tokens=12", "--budget", "3")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick():
-    """Programs of tests are compiled quickly, not well."""
-    with pytest.MonkeyPatch.context() as patch:
-        static = ("decoding", "steps", "compute", "attention")
-        patch.setattr(generation, "program", jax.jit(
-            generation.answer, static_argnums=0, static_argnames=static, compiler_options=QUICK
-        ))
-        yield
 
 
 @pytest.fixture(autouse=True)
@@ -97,8 +85,7 @@ def test_a_run_prints_shares_with_intervals_and_says_where_the_items_are(hf, tmp
     ("data=8", 8), pytest.param("data=2,fsdp=2,tensor=2", 4, marks=pytest.mark.slow),
 ])
 def test_eight_devices_give_every_item_the_result_of_one(hf, first, tmp_path, mesh, rows):
-    flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": quick.flags(8)}
     command = [sys.executable, ROOT / "tools" / "evaluate.py", "--checkpoint", hf, *SHORT, "--mesh", mesh,
                "--batch", "3", "--programs", "1", "--output", tmp_path / "x.jsonl"]
     done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True)
@@ -119,8 +106,7 @@ def test_an_orbax_folder_gives_the_same_items_as_the_hugging_face_one(hf, first,
 def test_two_processes_write_the_file_of_one(hf, first, tmp_path):
     code = ("import sys, jax; jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]));"
             f"sys.path.insert(0, {str(ROOT / 'tools')!r}); import evaluate; sys.exit(evaluate.main(sys.argv[3:]))")
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_backend_optimization_level=0",
-                   "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     port = 20000 + os.getpid() % 20000
     arguments = ["--checkpoint", hf, *SHORT, "--batch", "2", "--output", tmp_path / "x.jsonl"]
     runs = [subprocess.Popen([sys.executable, "-c", code, f"localhost:{port}", str(k), *map(str, arguments)],

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import quick
 
 from lvr_jax.evaluation.results import read_results
 
@@ -20,10 +21,8 @@ def place(tmp_path_factory):
 
 def start(place: Path, output: Path, rows: int, devices: int = 1) -> subprocess.Popen:
     environment = {
-        **os.environ, "JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(place / "compiled"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0",
-    }  # fmt: skip
+        **os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": quick.flags(devices),
+    }
     command = [
         sys.executable, ROOT / "tools/evaluate.py", "--checkpoint", ROOT / "lvr_jax/assets/tiny", "--system", "none",
         "--benchmark", "digit_search", f"--benchmark.size={ITEMS}", "--benchmark.split=test",

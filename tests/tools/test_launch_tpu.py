@@ -25,7 +25,7 @@ SMALL = (
     "--config.data.windows=2", "--config.data.max_per_row=2", "--config.data.prefetch=0",
     "--config.data.lookahead=4", "--config.held_out.every=0", "--config.checkpoint.every=0",
     "--config.checkpoint.export=False", "--config.log.every=1", "--config.log.progress=False",
-    "--config.log.tensorboard=False", f"--config.compilation_cache={runs.CACHE}", "--config.mesh.data=2",
+    "--config.log.tensorboard=False", "--config.mesh.data=2",
 )  # fmt: skip
 
 

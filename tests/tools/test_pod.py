@@ -40,8 +40,7 @@ def place(tmp_path_factory):
 
 
 def begin(place: Path, count: int, command: list, **options) -> list:
-    return start(command, count, JAX_COMPILATION_CACHE_DIR=str(place / "compiled"),
-                 JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0", **options)  # fmt: skip
+    return start(command, count, **options)
 
 
 def evaluation(place: Path, output: Path, count: int, *more, **options) -> list:

@@ -47,11 +47,7 @@ def checkpoints(tmp_path_factory):
 
 
 def start(checkpoints, workdir, *more, which=NAMES) -> subprocess.Popen:
-    environment = {
-        **os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_backend_optimization_level=0",
-        "JAX_COMPILATION_CACHE_DIR": str(checkpoints / "cache"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
-    }  # fmt: skip
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     folders = ",".join(str(checkpoints / name) for name in which)
     command = [sys.executable, str(ROOT / "tools" / "prism.py"), "--config", str(ROOT / "configs" / "prism.py"),
                f"--config.checkpoint={folders}", "--workdir", str(workdir), *SMALL, *more]  # fmt: skip

@@ -413,10 +413,9 @@ SMALL = (
 
 
 def start(workdir: Path, *more: str) -> subprocess.Popen:
-    environment = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}
     return subprocess.Popen(
         [sys.executable, str(ROOT / "tools/reproduce.py"), "--workdir", str(workdir), *SMALL, *more],
-        env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
 

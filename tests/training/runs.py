@@ -11,15 +11,11 @@ import os
 import socket
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-if str(ROOT) not in sys.path:
-    sys.path.insert(0, str(ROOT))
-# Programs are compiled once for all tests, and quickly: what they compute is compared, not how fast.
-CACHE = Path(tempfile.gettempdir()) / f"lvr_jax_test_compilation_{os.getuid()}"
-QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+sys.path[:0] = [place for place in (str(ROOT), str(ROOT / "tests")) if place not in sys.path]
+import quick  # noqa: E402
 
 
 def small(variant: str = "lvr", **changes):
@@ -37,7 +33,6 @@ def small(variant: str = "lvr", **changes):
     c.held_out.every, c.held_out.examples, c.held_out.max_new_tokens = 0, 4, 8
     c.checkpoint.every, c.checkpoint.export = 2, False
     c.log.every, c.log.progress, c.log.tensorboard = 1, False, False
-    c.compilation_cache = str(CACHE)
     for name, value in changes.items():
         *path, last = name.split("__")
         node = c
@@ -49,8 +44,7 @@ def small(variant: str = "lvr", **changes):
 
 
 def environment(devices: int = 1, **more: str) -> dict[str, str]:
-    flags = f"{QUICK} --xla_force_host_platform_device_count={devices}"
-    return {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT), **more}
+    return {**os.environ, "XLA_FLAGS": quick.flags(devices), "PYTHONPATH": str(ROOT), **more}
 
 
 def start(*runs: dict, devices: int = 1, **more: str) -> subprocess.Popen:

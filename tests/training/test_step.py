@@ -15,7 +15,6 @@ from lvr_jax.training.partitioning import make_mesh
 from lvr_jax.training.state import join, split
 from lvr_jax.training.step import gradients, micro_batches, train_step
 
-QUICK = {"xla_backend_optimization_level": 0}
 # Between them: noise, both draws of targets, both normalisations, diversity.
 CUTS = {
     "random_target": {"objective__noise": 0.3},
@@ -41,7 +40,7 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(variant):
 
     def run(accumulate: int):
         recipe = dataclasses.replace(experiment.recipe, accumulate=accumulate)
-        return jax.jit(lambda s, b: gradients(recipe, s, b), compiler_options=QUICK)(state, batch)
+        return jax.jit(lambda s, b: gradients(recipe, s, b))(state, batch)
 
     (whole, parts), (cut, cut_parts) = run(1), run(4)
     for key, value in parts.items():
@@ -63,7 +62,7 @@ def two_steps():
     experiment = experiment_of("lvr", optimizer__warmup_ratio=0.0)
     state = experiment.initial_state()
     before = jax.device_get(state)
-    step = jax.jit(lambda s, b: train_step(experiment.recipe, s, b), compiler_options=QUICK)
+    step = jax.jit(lambda s, b: train_step(experiment.recipe, s, b))
     batch = batch_of(experiment)
     for _ in range(2):
         state, metrics = step(state, batch)

@@ -1,0 +1,51 @@
+"""Has programs and modules compiled quickly, and once for all processes of a session of tests.
+
+What programs compute is compared, not how fast they do. `conftest.py` says so to whatever a test runs in its own
+process, and by inheritance to the processes it starts; `flags` are for those that need a number of devices.
+"""
+
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from jaxlib.version import __version_info__ as JAXLIB
+
+# A third of the time.
+LEVEL = "--xla_backend_optimization_level=0"
+OPTIONS = (LEVEL, "--xla_llvm_disable_expensive_passes=true")
+# Half of the rest on jaxlib before 0.11; later ones do not know it, and a flag that is not known ends a process. Two
+# programs that share a part may then round it apart: those that have to agree bit for bit are compiled with FUSED, and
+# processes that get flags of their own are without it.
+HAS_EMITTERS = JAXLIB < (0, 11)
+UNFUSED = ("--xla_cpu_use_fusion_emitters=false",) if HAS_EMITTERS else ()
+FUSED = {"xla_cpu_use_fusion_emitters": True} if HAS_EMITTERS else {}
+# Of a program that computes for longer than all this saves.
+OPTIMIZED = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False, **FUSED}
+PROGRAMS = "JAX_COMPILATION_CACHE_DIR"
+
+
+def flags(devices: int = 1, options: Sequence[str] = OPTIONS) -> str:
+    """XLA_FLAGS of a process with so many devices."""
+    return " ".join((*options, f"--xla_force_host_platform_device_count={devices}"))
+
+
+def begin() -> tempfile.TemporaryDirectory | None:
+    """Sets the environment of this process before JAX starts; returns the session's folder where it is the first.
+
+    The folder lasts one session: JAX writes programs in place, and a test that kills a compiler leaves a torn one.
+    Where Python is told to write no bytecode, each process would compile the modules of JAX anew, 5 s of its start.
+    """
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    os.environ.setdefault("XLA_FLAGS", flags(options=(*OPTIONS, *UNFUSED)))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    if PROGRAMS in os.environ and not sys.dont_write_bytecode:
+        return None
+    folder = tempfile.TemporaryDirectory(prefix="lvr_jax_tests_")
+    os.environ.setdefault(PROGRAMS, str(Path(folder.name) / "programs"))
+    if sys.dont_write_bytecode:
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+        sys.dont_write_bytecode = False
+        os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix = str(Path(folder.name) / "bytecode")
+    return folder
