@@ -41,9 +41,14 @@ def in_words(prediction: Mapping[str, Any]) -> str:
     p = prediction
     return {
         "mean": "mean of {of}", "difference": "difference of {of}, by seed", "correlation": "r of {x} and {of}",
-        "within": "r of {x} and {of} inside each {by}", "carried": "share that {of} carries",
-    }[p["quantity"]].format(**{side: str(p.get(side)).replace("delta ", "change by ").replace("_", " ")
-                               for side in ("of", "x", "by")})  # fmt: skip
+        "within": "r of {x} and {of} inside each {by}", "carried": "slope on accuracy of {of}",
+    }[p["quantity"]].format(**{side: _named(str(p.get(side))) for side in ("of", "x", "by")})
+
+
+def _named(measure: str) -> str:
+    known = {"blind": "blind accuracy", "through": "accuracy less blind accuracy",
+             "follows donor_directed": "answers turned to the donor's"}  # fmt: skip
+    return known.get(measure, measure.replace("delta ", "change by ").replace("_", " "))
 
 
 def _values(checkpoints: Sequence[Checkpoint], measure: str) -> list[float]:

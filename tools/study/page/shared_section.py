@@ -33,8 +33,8 @@ def section(shared: Mapping | None, picture: str) -> str:
     parts += ["", _transplant_table(shared["transplants"]), "", _equal(shared["transplants"])]
     if shared["spectra"]:
         parts += ["", _spectra(shared["spectra"])]
-    parts += ["", "Made by `tools/transplant.py` with `configs/transplant.py:study` of the checkpoints of "
-              "`python tools/reproduce.py --workdir runs/reproduce`, seed 0; its `shared.json` lies beside this page."]
+    parts += ["", "Made by `tools/transplant.py` with `configs/transplant.py:study` of three checkpoints with seed 0, "
+              "trained with this study's optimizer; its `shared.json` lies beside this page."]
     return "\n".join(parts).rstrip()
 
 

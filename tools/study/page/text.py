@@ -377,6 +377,9 @@ def _limits(found: Findings) -> str:
         "block are somewhat too narrow; the mixed model is the one that knows of recipes.",
         *(["States of one run are more alike still: intervals of r in time are of that many checkpoints, and of far "
            "fewer runs."] if any(not c.is_whole for c in found.checkpoints) else []),
+        "All runs have one optimizer, the study's own (configs/full_study.py). Nothing here says how the same would "
+        "come out with the one that the tiny configs have today, which moves cosine and the bottleneck further in as "
+        "many steps.",
         "Closing attention to the latents is an intervention, too: answers were trained with the latents in sight. And "
         "it leaves one way open: the token right after the block is picked at the last latent itself. Another item's "
         "latents, which change that token too, tell where this matters.",
