@@ -24,11 +24,14 @@ FUSED = {"xla_cpu_use_fusion_emitters": True} if HAS_EMITTERS else {}
 # Of a program that computes for longer than all this saves.
 OPTIMIZED = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False, **FUSED}
 PROGRAMS = "JAX_COMPILATION_CACHE_DIR"
+# AVX2, say: instructions that programs keep to, as if the processor had no more.
+INSTRUCTIONS = "LVR_JAX_TESTS_ISA"
 
 
 def flags(devices: int = 1, options: Sequence[str] = OPTIONS) -> str:
     """XLA_FLAGS of a process with so many devices."""
-    return " ".join((*options, f"--xla_force_host_platform_device_count={devices}"))
+    limit = [f"--xla_cpu_max_isa={os.environ[INSTRUCTIONS]}"] if INSTRUCTIONS in os.environ else []
+    return " ".join((*options, *limit, f"--xla_force_host_platform_device_count={devices}"))
 
 
 def begin() -> tempfile.TemporaryDirectory | None:
