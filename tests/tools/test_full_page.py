@@ -108,7 +108,7 @@ def test_the_same_results_give_the_same_bytes_anywhere(made, tmp_path):
 
 def test_each_outcome_of_a_prediction_is_told(made):
     lines = made[1].read_text().splitlines()
-    assert any(line.startswith("- **Held**, 1 of 4: It is said of what holds.") for line in lines)
+    assert any(line.startswith("- **Held**, 1 of 4: *lambda, bottleneck*: It is said of what holds.") for line in lines)
     rows = [line for line in lines if line.startswith("| ")]
     row = {name: next(line for line in rows if f"It is said of {name}" in line) for name in
            ("what holds", "what fails", "what is open", "what has no runs")}  # fmt: skip

@@ -160,13 +160,18 @@ def _opening(found: Findings) -> str:
 
 def _short(found: Findings, judgements: Sequence[judged.Judgement]) -> str:
     """The predictions by what became of them, in their own words, with their estimates."""
-    said = []
+    said, total = [], len(judgements)
+    told = [(f"*{p.block}*: {p.claim} ({p.quantity} {limits(j.interval)}", j)
+            for p, j in zip(found.predictions, judgements)]  # fmt: skip
     for word in (judged.HELD, judged.FAILED):
-        claims = [f"{p.claim} ({p.quantity} {limits(j.interval)})" for p, j in zip(found.predictions, judgements)
-                  if j.stands == word]  # fmt: skip
+        claims = [f"{claim})" for claim, j in told if j.stands == word]
         if claims:
-            said.append(f"- **{word[0].upper()}{word[1:]}**, {len(claims)} of {len(judgements)}: " + " ".join(claims))
-    left = sum(j.stands == judged.UNDECIDED for j in judgements)
+            said.append(f"- **{word[0].upper()}{word[1:]}**, {len(claims)} of {total}: " + " ".join(claims))
+    alone = [f"{claim}: {j.verdict})" for claim, j in told if j.stands == judged.UNDECIDED != j.verdict]
+    if alone:
+        said.append(f"- **Decided by its own interval alone**, not once all are corrected, {len(alone)} of {total}: "
+                    + " ".join(alone))  # fmt: skip
+    left = sum(j.stands == j.verdict == judged.UNDECIDED for j in judgements)
     waiting = sum(bool(p.waiting) for p in found.predictions)
     if left:
         still = f" ({waiting} of them wait for runs)" if waiting else ""
