@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 from lvr_jax.models.layers import Compute, rms_norm
 from lvr_jax.models.layout import vision_layout
 from lvr_jax.models.qwen2_5_vl.config import Config
-from lvr_jax.models.qwen2_5_vl.rope import rotate, vision_table
+from lvr_jax.models.qwen2_5_vl.rope import _by_product, rotate, vision_table
 from lvr_jax.models.qwen2_5_vl.vision import IMAGE_MEAN, IMAGE_STD, PIXELS, _computed, normalise
 from lvr_jax.models.records import Images
 from lvr_jax.models.weight_table import canonical
@@ -42,6 +42,17 @@ def test_normalise_on_a_tpu_is_off_by_two_roundings_at_most():
     computed = np.asarray(jax.jit(_computed)(pixels))[..., 0]
     np.testing.assert_allclose(computed, PIXELS, rtol=0, atol=2 * np.spacing(np.float32(2)))
     assert jax.export.export(jax.jit(normalise), platforms=["tpu"])(pixels[..., 0]).mlir_module().count("gather") == 0
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+@pytest.mark.parametrize("width", [80, 128])
+def test_a_tpu_rotates_narrow_heads_by_a_product_to_the_same_bits(dtype, width):
+    x, angles = jax.random.normal(jax.random.key(0), (2, 6, 3, width), dtype), jnp.arange(6 * width).reshape(6, width)
+    table = jnp.cos(angles), jnp.sin(angles)
+    np.testing.assert_array_equal(_by_product(x, *table), rotate(x, table))
+    lowered = jax.export.export(jax.jit(rotate), platforms=["tpu"])(x, table).mlir_module()
+    joined = int(width == 128)      # a head as wide as the lanes is cut and joined
+    assert lowered.count("stablehlo.dot_general") == 1 - joined and lowered.count("stablehlo.concatenate") == joined
 
 
 def _gradient(function):
