@@ -19,6 +19,8 @@ _printed: list[float] = []  # when this process printed last, or made its first 
 class tqdm(original.tqdm):  # noqa: N801
     """Takes tqdm's arguments. In a log `bar_format` is used without its bar, and `leave` means nothing."""
 
+    disable: bool
+
     def __init__(self, *arguments, **options):
         self.in_a_log = not (options.get("file") or sys.stderr).isatty()
         if self.in_a_log:
@@ -28,10 +30,10 @@ class tqdm(original.tqdm):  # noqa: N801
             options |= {"bar_format": given.replace("{bar} ", ""), "mininterval": 1.0, "maxinterval": 10.0}
         super().__init__(*arguments, **options)
 
-    def display(self, msg=None, pos=None) -> None:
+    def display(self, msg=None, pos=None) -> bool:
         """A line, if it is time for one."""
         if not self.in_a_log:
-            return super().display(msg, pos)
+            return bool(super().display(msg, pos))
         if time.monotonic() - _printed[0] >= EVERY:
             _printed[0] = time.monotonic()
             print(str(self).strip(" :"), file=self.fp, flush=True)

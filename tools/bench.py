@@ -34,7 +34,8 @@ def main() -> int:
         return 2
     if not names:
         for name in NAMES:
-            print(f"{name:14} {importlib.import_module(f'benchmarks.{name}').__doc__.splitlines()[0]}")
+            summary = importlib.import_module(f"benchmarks.{name}").__doc__ or ""
+            print(f"{name:14} {summary.partition(chr(10))[0]}")
         return 0
     results = []
     for name in names:

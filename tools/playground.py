@@ -65,7 +65,7 @@ def free_port(port: int) -> int:
         try:
             probe.bind((HOST, port))
         except OSError as error:
-            raise PortInUse(f"--port {port}: {error.strerror.lower()}; choose another one") from error
+            raise PortInUse(f"--port {port}: {str(error.strerror).lower()}; choose another one") from error
         return probe.getsockname()[1]
 
 

@@ -139,7 +139,7 @@ def _order(sources: Sequence[Source], encode: Callable, settings: Settings) -> g
     if len({source.name for source in sources}) != len(sources):
         raise DataError(f"data sources {[s.name for s in sources]}: expected a different name for each")
     weighted = weights[0] is not None
-    if any((weight is not None) != weighted or (weighted and not weight > 0) for weight in weights):
+    if any((weight is not None) != weighted or (weight is not None and not weight > 0) for weight in weights):
         raise DataError(f"weights of the data sources are {weights}: expected positive numbers, or none at all")
     parts = [
         grain.MapDataset.source(EncodedSource(s.data, s.name, encode, settings.budget, settings.geometry))
@@ -193,7 +193,7 @@ class _BatchIterator(grain.DatasetIterator):
         self._pipeline = pipeline
         settings = pipeline.settings
         self._skips = SkipLog(pipeline.skip_log, settings.max_skip_share, settings.patience)
-        self._stream = None
+        self._stream: grain.DatasetIterator | None = None
         self._begin(Progress(*pipeline.shard))
         self._state = self._current_state()
 

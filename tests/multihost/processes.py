@@ -25,6 +25,8 @@ def start(
 
     each: what is added to the command of each process
     """
+    if count > 1 and command[0] != "-c":
+        command = [Path(__file__).parent / "host.py", *command]
     shared = {
         **os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), **environment,
         # Margins over two hosts are held to 2e-4; without LLVM's passes they were 2.3e-4 apart.
