@@ -184,12 +184,13 @@ def test_jobs_run_after_those_that_they_need_and_once(tmp_path):
 
 def test_what_one_core_compiles_another_does_not_compile_beside_it(tmp_path):
     """Of two jobs with the same programs the second waits for the first, as long as there is something else to do."""
-    wait = f"import pathlib, time\nwhile not pathlib.Path({str(tmp_path / 'a.out')!r}).exists(): time.sleep(0.02)\n"
+    c_began = f"import time\nwhile 'c' not in open({str(tmp_path / 'order')!r}).read(): time.sleep(0.02)\n"
+    a_is_done = f"import os, time\nwhile not os.path.exists({str(tmp_path / 'a.out')!r}): time.sleep(0.02)\n"
     jobs = [
-        dataclasses.replace(job(tmp_path, "a", f"import time; time.sleep(0.5); {WRITE}", seconds=9), programs="audit"),
+        dataclasses.replace(job(tmp_path, "a", c_began + WRITE, seconds=9), programs="audit"),
         dataclasses.replace(job(tmp_path, "b", f"assert open({str(tmp_path / 'a.out')!r}).read(); {WRITE}", seconds=8),
                             programs="audit"),
-        job(tmp_path, "c", f"{wait}time.sleep(0.5); {WRITE}"),
+        job(tmp_path, "c", a_is_done + WRITE),
     ]  # fmt: skip
     Workers(tmp_path, 2).run(jobs, progress=False)
     assert sorted(order(tmp_path)) == ["a", "b", "c"] and order(tmp_path)[-1] == "b"
