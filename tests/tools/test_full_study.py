@@ -70,6 +70,7 @@ def test_a_state_comes_after_its_run_and_trains_nothing_of_its_own(tmp_path):
     ({"one": "plain: lvr, lvr lambda=0.1"}, "blocks.one asks for 'lvr' twice"),
     ({"one": ""}, "blocks name nothing to train"),
     ({"one": "plain: lvr warmth=3"}, "no field 'warmth'"),
+    ({"one": "plain: lvr peak=-1"}, "lvr peak=-1: configs/lvr.py: optimizer.peak is -1.0, expected"),
 ])  # fmt: skip
 def test_blocks_that_cannot_be_are_refused_by_name(tmp_path, blocks, said):
     with pytest.raises(ValueError, match=said):
@@ -173,6 +174,21 @@ def test_what_is_stored_by_its_key_is_not_done_again_and_another_key_is(tmp_path
     assert not Blocks(config(tmp_path, TWO, seeds=(0,), questions=5), tmp_path).finished()
     blocks.store.path(run).write_text("{")
     assert not blocks.finished(), "nor is a damaged file one"
+
+
+def test_a_finished_result_of_another_recipe_is_never_written_over(tmp_path):
+    """Neither by a run that fails nor by one that ends; where it is asked for, before anything runs."""
+    first, other = (Blocks(config(tmp_path, TWO, seeds=(0,), **more), tmp_path) for more in ({}, {"questions": 5}))
+    run = first.runs[0]
+    kept = first.store.write(run, first.keys[run.name], {}, {}).read_bytes()
+    for measured in ({}, {"status": store.FAILED, "error": "no more tea"}):
+        with pytest.raises(ValueError, match="the result of 'lvr.*' in another recipe or of another base; name"):
+            other.store.write(run, other.keys[run.name], {}, measured)
+    jobs = [each for each in study.jobs(other.config, tmp_path) if each.run == run.name]
+    with pytest.raises(ValueError, match="in another recipe"):
+        other.run(jobs, jobs, Workers(tmp_path, 1), False)
+    assert first.store.path(run).read_bytes() == kept and not (tmp_path / "jobs").exists()
+    other.run([], jobs, Workers(tmp_path, 1), False)        # --config.only=report
 
 
 def test_a_failed_run_is_stored_as_failed_and_the_others_go_on(tmp_path):

@@ -133,6 +133,7 @@ class Blocks:
                 self._keep(run, jobs[run.name], workers)
             return True
 
+        self.store.refuse_other([named[name] for name in named if name in {job.run for job in todo}], self.keys)
         for name in set(jobs) & set(named):     # killed between the last job and its result
             self._keep(named[name], jobs[name], workers)
         workers.run(todo, progress, ended, stop)

@@ -12,6 +12,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from lvr_jax.training.config_fields import ConfigFieldError, check_numbers
 from study.runs import BASE, Run
 
 # What training reads of an experiment's config besides paths; logs, meshes, profiles and the like leave the result.
@@ -38,7 +39,7 @@ def folder_digest(folder: Path) -> str:
 
 
 def experiment(run: Run, settings: Mapping[str, Any]) -> ConfigDict:
-    """The run's config with these settings; paths stay those of the config."""
+    """The run's config with these settings; paths stay those of the config. ValueError for a number out of range."""
     config = importlib.import_module(f"configs.{run.config}").get_config("tiny")
     with config.ignore_type():
         for name, value in settings.items():
@@ -48,6 +49,10 @@ def experiment(run: Run, settings: Mapping[str, Any]) -> ConfigDict:
                 for part in path:
                     node = node[part]
                 node[last] = value
+    try:
+        check_numbers(config)
+    except ConfigFieldError as error:
+        raise ValueError(f"{run.variant}: configs/{run.config}.py: {error}") from None
     return config
 
 

@@ -77,6 +77,14 @@ class Store:
         found = self.read(run)
         return found is not None and found.get("key") == key and found.get("status") == DONE
 
+    def refuse_other(self, runs: Sequence[Run], keys: Mapping[str, str]) -> None:
+        """ValueError where a run would write over a finished result that is of something else."""
+        for run in runs:
+            found = self.read(run)
+            if found is not None and found.get("status") == DONE and found.get("key") != keys[run.name]:
+                raise ValueError(f"{self.path(run)}: the result of {run.name!r} in another recipe or of another base; "
+                                 "name another folder as --config.results, or move it away")  # fmt: skip
+
     def results(self, runs: Sequence[Run], keys: Mapping[str, str]) -> tuple[list[dict], list[str]]:
         """Results of these runs in their order, with the blocks that they belong to now, and the names of those that
         have none by their key."""
@@ -90,7 +98,8 @@ class Store:
         return found, lacking
 
     def write(self, run: Run, key: str, axes: Mapping[str, Any], measured: Mapping[str, Any]) -> Path:
-        """Writes a result with all that says which run it is of."""
+        """Writes a result with all that says which run it is of; never over a finished one of something else."""
+        self.refuse_other([run], {run.name: key})
         self.folder.mkdir(parents=True, exist_ok=True)
         known = {
             "format": FORMAT, "key": key, "status": DONE, "error": None, "name": run.name, "recipe": run.variant,
