@@ -26,11 +26,14 @@ OPTIMIZED = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_pa
 PROGRAMS = "JAX_COMPILATION_CACHE_DIR"
 # AVX2, say: instructions that programs keep to, as if the processor had no more.
 INSTRUCTIONS = "LVR_JAX_TESTS_ISA"
+KNOWN = ("SSE4_2", "AVX", "AVX2", "AVX512", "AVX512_VNNI", "AVX512_BF16", "AMX", "AMX_FP16")
 
 
 def flags(devices: int = 1, options: Sequence[str] = OPTIONS) -> str:
     """XLA_FLAGS of a process with so many devices."""
-    limit = [f"--xla_cpu_max_isa={os.environ[INSTRUCTIONS]}"] if INSTRUCTIONS in os.environ else []
+    limit = [f"--xla_cpu_max_isa={asked}"] if (asked := os.environ.get(INSTRUCTIONS)) else []
+    if asked and asked not in KNOWN:        # XLA would only warn, and use all that there are
+        raise SystemExit(f"{INSTRUCTIONS} is {asked!r}, expected one of {', '.join(KNOWN)}")
     return " ".join((*options, *limit, f"--xla_force_host_platform_device_count={devices}"))
 
 
