@@ -76,10 +76,6 @@ def _train(experiment: Experiment, workdir: str, stop: StopRequest, closing: con
     workdirs.refuse_other(folder, workdirs.read_config(folder), c)
     watchdog = Watchdog(workdir, c.hang_minutes)
     closing.callback(watchdog.close)
-    checkpoints = Checkpoints(
-        workdir, c.checkpoint.every, c.checkpoint.keep, c.checkpoint.keep_every, c.checkpoint.minutes, AHEAD
-    )
-    closing.callback(checkpoints.close)
     placement = Placement.of(experiment.rows, c.rows)
     if c.synthetic:
         batches = Synthetic(experiment.data, placement=placement)
@@ -89,13 +85,17 @@ def _train(experiment: Experiment, workdir: str, stop: StopRequest, closing: con
             mask_boxes=c.mask_boxes, skip_log=f"{workdir}/skipped",
         )  # fmt: skip
     closing.callback(batches.close)
+    held_out = HeldOut(experiment) if c.held_out.every else None
+    checkpoints = Checkpoints(      # makes its folder, so that it comes after whatever refuses a config
+        workdir, c.checkpoint.every, c.checkpoint.keep, c.checkpoint.keep_every, c.checkpoint.minutes, AHEAD
+    )
+    closing.callback(checkpoints.close)
 
     # --- Restore ----------------------------------------------------------------------------------------------------
     state = _restore(experiment, checkpoints, batches)
     done = first = int(state.step)
     writer = Writer(workdir, done, c.log.tensorboard)
     closing.callback(writer.close)
-    held_out = HeldOut(experiment) if c.held_out.every else None
     step = experiment.step()
     clock = _Clock(experiment)
     bar = closing.enter_context(_bar(c, done))

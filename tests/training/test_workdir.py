@@ -35,7 +35,16 @@ def test_a_damaged_config_is_one_line_that_names_it(tmp_path, text):
 def test_a_refused_run_claims_nothing(tmp_path):
     with pytest.raises(DataError, match="shards = 3"):
         train(runs.small(shards=3), tmp_path)
-    assert read_config(epath.Path(tmp_path)) is None and not (tmp_path / "metrics.jsonl").exists()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("place", ["data", "held_out"])
+def test_data_that_is_refused_leaves_no_folder(tmp_path, place):
+    digits = {"digits": {"kind": "digit_search", "size": 8, "split": "train", "mask_box": False, "mask_share": 0.5}}
+    changes = {f"{place}__sources": digits, "held_out__every": 1}
+    with pytest.raises(DataError, match="DigitSearch.mask_share = 0.5: expected 1 without mask_box"):
+        train(runs.small(**changes), tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_checkpoint_of_another_config_or_damaged_is_one_line(tmp_path, monkeypatch):
