@@ -37,7 +37,7 @@ class Blocks:
         return Blocks(**sides) if min(sides.values()) >= LANES else None
 
 
-LANES = 128
+LANES = 128     # of a TPU's vector unit
 # By libtpu 0.0.42.1's plan of a step of 3B on v5e-16 (2026-11): a kernel that gives dq along with dk and dv writes a
 # partial dq in bf16 for every block of keys, and adding these up takes 2.6 s at 512 keys a block. At 2,048 keys that is
 # 0.6 s, and 0.2 s more of pairs are computed. dq's own kernel computes scores again, 0.2 s at the peak; it adds up in

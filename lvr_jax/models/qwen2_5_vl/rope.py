@@ -9,8 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lvr_jax.models.precision import at_least_fp32
-
-LANES = 128     # of a TPU's vector unit
+from lvr_jax.models.splash_attention import LANES
 
 
 def vision_table(
