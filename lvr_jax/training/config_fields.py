@@ -1,6 +1,8 @@
-"""Checks the numeric fields of an experiment's config against their allowed ranges, before anything runs."""
+"""Checks the numeric fields of an experiment's config against their allowed ranges, before anything runs, and says
+which fields came after runs had been recorded without them."""
 
 import dataclasses
+import fnmatch
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -50,6 +52,11 @@ NUMBERS = {
     "log.every": SIZE, "profile.start": COUNT, "profile.steps": COUNT,
 }  # fmt: skip
 EACH = {"objective.stage_weights": AMOUNT, "optimizer.betas": DECAY}
+# Fields that came later, with the value that computes what was computed before them. A record without the field and one
+# with this value are of the same run.
+LATER: dict[str, Any] = {
+    "latent_head": "", "data.sources.*.mask_share": 1.0, "held_out.sources.*.mask_share": 1.0,
+}  # fmt: skip
 
 
 def check_numbers(config: Mapping) -> None:
@@ -62,6 +69,17 @@ def check_numbers(config: Mapping) -> None:
         values = _field(config, name)
         if isinstance(values, str) or not all(map(allowed.holds, values)):
             raise ConfigFieldError(f"{name} is {values!r}, expected of each {allowed}")
+
+
+def without_later(fields: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """The fields of a config, less those of LATER that are as if they were not there."""
+    kept = {}
+    for name, value in fields.items():
+        path = f"{above}{name}"
+        usual = [LATER[pattern] for pattern in LATER if fnmatch.fnmatchcase(path, pattern)]
+        if value not in usual:
+            kept[name] = without_later(value, f"{path}.") if isinstance(value, Mapping) else value
+    return kept
 
 
 def _field(config: Mapping, name: str) -> Any:

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from lvr_jax.files.json_io import JsonError, read_object
 from lvr_jax.files.whole_file import write_whole
-from lvr_jax.training.config_fields import ConfigFieldError
+from lvr_jax.training.config_fields import ConfigFieldError, without_later
 
 # Fields that a run may change when it goes on: how it runs, not what it computes.
 FREE = (
@@ -57,7 +57,7 @@ def write_config(folder: epath.Path, config: ConfigDict) -> None:
 def refuse_other(where, held: dict[str, Any] | None, config: ConfigDict) -> None:
     """Raises ConfigFieldError naming the first field in which a held config differs from this one."""
     own = resolved(config)
-    counted = lambda fields: {k: v for k, v in fields.items() if k not in FREE}  # noqa: E731
+    counted = lambda fields: {k: v for k, v in without_later(fields).items() if k not in FREE}  # noqa: E731
     differ = [] if held is None else _differences(counted(held), counted(own))
     if differ:
         name, there, here = differ[0]

@@ -24,6 +24,21 @@ def test_a_run_goes_on_with_its_own_config_and_with_changes_of_how_it_runs(tmp_p
         refuse_other(folder, read_config(folder), runs.small(seed=7))
 
 
+def test_a_run_of_before_a_field_came_goes_on_where_the_field_changes_nothing(tmp_path):
+    """What an older checkout wrote has no `latent_head` and no `mask_share`."""
+    with_head = runs.small(latent_head="glu")
+    masked = {"digits": {"kind": "digit_search", "size": 8, "split": "train", "mask_box": True, "mask_share": 1.0}}
+    own = runs.small(data__sources=masked)
+    held = resolved(own)
+    del held["latent_head"], held["data"]["sources"]["digits"]["mask_share"]
+    refuse_other(tmp_path, held, own)
+    with pytest.raises(ConfigFieldError, match="latent_head = None, this config has 'glu'"):
+        refuse_other(tmp_path, {k: v for k, v in resolved(with_head).items() if k != "latent_head"}, with_head)
+    masked["digits"]["mask_share"] = 0.5
+    with pytest.raises(ConfigFieldError, match="mask_share = None, this config has 0.5"):
+        refuse_other(tmp_path, held, runs.small(data__sources=masked))
+
+
 @pytest.mark.parametrize("text", ["", "[]", "null", '{"a":', "3", "[" * 100_000])
 def test_a_damaged_config_is_one_line_that_names_it(tmp_path, text):
     (tmp_path / "config.json").write_text(text)

@@ -12,7 +12,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from lvr_jax.training.config_fields import ConfigFieldError, check_numbers
+from lvr_jax.training.config_fields import ConfigFieldError, check_numbers, without_later
 from study.runs import BASE, Run
 
 # What training reads of an experiment's config besides paths; logs, meshes, profiles and the like leave the result.
@@ -20,9 +20,6 @@ READ = (
     "steps", "rows", "accumulate", "mask_boxes", "frozen", "objective", "reconstruction", "own", "alignment",
     "optimizer", "data", "system", "latent_head",
 )  # fmt: skip
-# Fields that came after results had been stored, with what they stand for where they are not named: a result of before
-# has the key of one that leaves them so.
-LATER: dict[str, Any] = {"latent_head": "", "data.sources.digits.mask_share": 1.0}
 
 
 def digest(known: object) -> str:
@@ -57,17 +54,10 @@ def experiment(run: Run, settings: Mapping[str, Any]) -> ConfigDict:
 
 
 def read_of(config: ConfigDict) -> dict[str, Any]:
-    """The part of an experiment's config that its result depends on."""
+    """The part of an experiment's config that its result depends on. A result of before a field came has the key of one
+    that leaves the field as it was then."""
     found = json.loads(config.to_json_best_effort())
-    part = {name: found[name] for name in READ}
-    for field, usual in LATER.items():
-        *path, last = field.split(".")
-        node = part
-        for name in path:
-            node = node.get(name, {})
-        if node.get(last) == usual:
-            del node[last]
-    return part
+    return without_later({name: found[name] for name in READ})
 
 
 def axes_of(run: Run, settings: Mapping[str, Any]) -> dict[str, Any]:
