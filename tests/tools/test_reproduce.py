@@ -399,8 +399,8 @@ def test_the_headline_counts_the_answers_content_and_has_the_letter_beside_it(tm
     run.folder.mkdir(parents=True)
     found = [Result(str(i), i == 0, content="red", content_correct=i < 3) for i in range(4)]
     write_results(run.folder / "digit_search.jsonl", Header("digit_search", "scenes", "sft", CLEAN), found)
-    name, setting, content, letter, *rest = _row(run, None)
-    assert (name, setting, rest[-1]) == ("sft", "plain", "no latents")
+    name, content, letter, *rest = _row(run, None)
+    assert (name, rest[-1]) == ("sft", "no latents")
     assert content.startswith("75.0 [") and letter.startswith("25.0 [")
 
 

@@ -41,8 +41,8 @@ def write_report(
         f"Accuracy on {config.questions} held-out scenes with 95 % interval (Wilson), of the answer's content and of "
         f"its letter; on the first {config.audited} of them cosine with the visual targets, verdict, and points of "
         "accuracy (content) lost or gained under four interventions.",
-        ("run", "setting", "accuracy", "letter", "cosine, taught", "cosine, free", *SHOWN.values(), "verdict"),
-        tuple(rows),
+        ("run", "accuracy", "letter", "cosine, taught", "cosine, free", *SHOWN.values(), "verdict"),
+        tuple(rows), words=("verdict",),
     )  # fmt: skip
     page = report.write(audits, list(analyses.values()), workdir / "report", title="Cosine misleads, in miniature",
                         settings=settings, variants=variants, lead=[table])  # fmt: skip
@@ -66,11 +66,11 @@ def _row(run: Run, a: Mapping | None) -> tuple[str, ...]:
     scores = [summarise(marks, ["micro"])[0] for marks in (results.content_marks(), results.marks())]
     accuracy = [f"{percent(s.value)} [{percent(s.low)}, {percent(s.high)}]" for s in scores]
     if a is None:
-        return (run.name, run.setting, *accuracy, *[NOTHING] * (2 + len(SHOWN)), "no latents")
+        return (run.name, *accuracy, *[NOTHING] * (2 + len(SHOWN)), "no latents")
     stats = {e["name"]: e["stats"] for e in a["conditions"]}
     moved = [NOTHING if stats.get(name) is None else points(stats[name]["delta"]) for name in SHOWN]
     kind = a["verdict"]["kind"] if a["verdict"] else "no verdict"
-    return (run.name, run.setting, *accuracy, number(cosine(a), 3), number(cosine(a, "free_running"), 3), *moved, kind)
+    return (run.name, *accuracy, number(cosine(a), 3), number(cosine(a, "free_running"), 3), *moved, kind)
 
 
 def headline(table: Table) -> str:

@@ -36,7 +36,7 @@ def spread(analyses: Sequence[Mapping], variants: Sequence[str]) -> Table:
         "Mean ± standard deviation over the seeds of a variant; interventions in points against the clean run of the "
         "same seed. The deviation is of single runs: what another seed may give. Last: how many seeds had which "
         "verdict.",
-        ("variant", "seeds", *shown, "verdicts"), tuple(rows),
+        ("variant", "seeds", *shown, "verdicts"), tuple(rows), words=("verdicts",),
     )  # fmt: skip
 
 

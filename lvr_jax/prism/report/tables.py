@@ -19,7 +19,8 @@ Analysis = Mapping
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """key: file name and anchor; rows: text by column; published: rows from here on are the paper's (None: none)."""
+    """key: file name and anchor; rows: text by column; published: rows from here on are the paper's (None: none);
+    words: columns whose cells are prose, which may break into lines."""
 
     key: str
     title: str
@@ -27,6 +28,7 @@ class Table:
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     published: int | None = None
+    words: tuple[str, ...] = ()
 
 
 def number(value: float | None, digits: int = 1, scale: float = 1.0, sign: bool = False) -> str:
