@@ -47,7 +47,7 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "checkpoints"
 TOTAL = int(os.environ.get("LVR_JAX_DAMAGE", 0))
 # What the programs say in one line.
 REFUSED = (CheckpointError, ConfigError, ConfigFieldError, DataError, OSError, SpecError, SweepError)
-SECONDS = 10
+SECONDS = 60            # until a read counts as hung; most take less than one, on a machine that is not busy
 TEMPLATE = "{% for m in messages %}{% for c in m.content %}{% if c.type == 'image' %}<|image_pad|>{% endif %}" \
            "{% endfor %}{% endfor %}"
 ROWS = [{"id": f"q{i}", "image": "a.png", "question": "Which?", "options": ["red", "blue"], "answer": "AB"[i % 2]}
