@@ -1,5 +1,6 @@
 """The full study's page is made of its results alone: the same bytes twice, every outcome, no run left out."""
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from lvr_jax.files.json_io import JsonError
 from study import store
 from study.blocks import Blocks
 from study.page import report, text
-from study.page.findings import Checkpoint
+from study.page.findings import Checkpoint, Counts
 from study.runs import runs
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -160,6 +161,25 @@ def test_two_blocks_with_opposite_relations_are_not_pooled(made):
     line = lines["lambda, bottleneck"]
     assert [line.place(seeds[0]) for seeds in line.ordered] == [0.0, 0.1, 1.0]
     assert "No correlation over all of them together is given" in text.page(found)
+
+
+def test_settings_of_one_block_are_told_apart():
+    """Accuracy falls with cosine where all see the picture and rises behind the bottleneck, 40 points below."""
+    def checkpoint(n, setting):
+        behind = setting == "bottleneck"
+        right = (50 if behind else 96) + (n if behind else -n)
+        return dataclasses.replace(state(f"{setting} {n}", n / 10), right=right, setting=setting, conditions={
+            "answer_blind_to_latents": Counts(100, right, 20 if behind else right, 0, right - 20 if behind else 0)})
+
+    there = tuple(checkpoint(n, setting) for setting in ("plain", "bottleneck") for n in range(5))
+    block = text.Block("b", "targets", "", tuple(c.name for c in there), there, {})
+    page = text.page(text.Findings((block,), (), (), (), (), report.Line("", "dark", ()), None, "command"))
+    rows = {line.split("|")[1].strip(): line for line in page.splitlines() if line.startswith("| targets: ")}
+    assert set(rows) == {"targets: plain", "targets: bottleneck"}
+    assert "+1.00" in rows["targets: plain"] and "−1.00" not in rows["targets: bottleneck"]       # carried blind
+    for said in ("| targets: plain | 5 | −1.00", "| targets: bottleneck | 5 | +1.00", "in 2 blocks"):
+        assert said in page, said
+    assert "−1.00 [−1.00, −1.00] (plain), +1.00 [+1.00, +1.00] (bottleneck)" in page
 
 
 def state(name, cosine, **axes):

@@ -1,7 +1,7 @@
 """The results of a full study as records: what every checkpoint answered, by how much of it through its latents."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,6 +44,7 @@ class Checkpoint:
     argued: by condition, answers that are what a donor's latents argue for: items, with own latents, with those
     seconds: of processor time that it took, None where it is not known
     kinds: by kind of question, items and how many of them were answered right, in the evaluation
+    setting: what the answer was trained to see: plain, bottleneck, masked
     """
 
     name: str
@@ -59,6 +60,7 @@ class Checkpoint:
     argued: Mapping[str, tuple[int, int, int]] = dataclasses.field(default_factory=dict)
     seconds: float | None = None
     kinds: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
+    setting: str = "plain"
 
     @classmethod
     def of(cls, result: Mapping[str, Any]) -> "Checkpoint":
@@ -74,11 +76,24 @@ class Checkpoint:
             {name: (a["items"], a["clean"], a["fed"]) for name, a in (result["argued"] or {}).items()},
             sum(spent) if spent else None,
             {name: (k["items"], k["right"]) for name, k in (result["scores"].get("by_category") or {}).items()},
+            result["setting"],
         )  # fmt: skip
 
     @property
     def block(self) -> str:
         return self.blocks[0]
+
+    @property
+    def system(self) -> str:
+        """Its setting, and where its latents came from in training unless from teacher forcing: in each of them a
+        change of cosine or of accuracy means something else."""
+        feedback = self.axes.get("feedback", "teacher")
+        return self.setting if feedback == "teacher" else f"{self.setting}, {feedback}"
+
+    @property
+    def group(self) -> str:
+        """Its block, and its system there: what correlations are taken inside of."""
+        return f"{self.block}: {self.system}"
 
     @property
     def is_whole(self) -> bool:
@@ -176,25 +191,30 @@ def carried(checkpoints: Sequence[Checkpoint], part: str = "blind", level: float
 
 def related(checkpoints: Sequence[Checkpoint], x: str = "cosine", level: float = 0.95) -> Interval | None:
     """Pearson's r of accuracy with another measure, and Fisher's interval over checkpoints."""
-    found = by_block([dataclasses.replace(c, blocks=("all",)) for c in checkpoints], x, level)
+    found = _grouped(checkpoints, x, level, lambda c: "all")
     return None if found is None else found.each["all"]
 
 
-def by_block(
+def by_group(
     checkpoints: Sequence[Checkpoint], x: str = "cosine", level: float = 0.95
 ) -> nested.Correlations | None:
-    """Correlations of accuracy inside blocks and between them; a checkpoint of several counts in its first."""
+    """Correlations of accuracy inside blocks, each setting of one by itself, and between them; a checkpoint of several
+    blocks counts in its first."""
+    return _grouped(checkpoints, x, level, lambda c: c.group)
+
+
+def _grouped(checkpoints, x: str, level: float, group: Callable[[Checkpoint], str]) -> nested.Correlations | None:
     there = pairs(checkpoints, x, "accuracy")
     if not there:
         return None
     x_values, y_values = np.array([(a, b) for _, a, b in there]).T
-    return nested.correlations(x_values, y_values, [c.block for c, _, _ in there], level)
+    return nested.correlations(x_values, y_values, [group(c) for c, _, _ in there], level)
 
 
 def modelled(checkpoints: Sequence[Checkpoint], level: float = 0.95) -> nested.Mixed | None:
-    """The mixed model of accuracy on cosine, with the same blocks."""
+    """The mixed model of accuracy on cosine, with the same groups."""
     there = pairs(checkpoints, "cosine", "accuracy")
     if not there:
         return None
     x_values, y_values = np.array([(a, b) for _, a, b in there]).T
-    return nested.mixed(x_values, y_values, [c.block for c, _, _ in there], [c.recipe for c, _, _ in there], level)
+    return nested.mixed(x_values, y_values, [c.group for c, _, _ in there], [c.recipe for c, _, _ in there], level)

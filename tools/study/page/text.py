@@ -48,6 +48,13 @@ class Block:
         return [name for name in self.planned if name not in done]
 
     @property
+    def systems(self) -> dict[str, tuple[Checkpoint, ...]]:
+        """Checkpoints by setting under the block's title, which alone is the name where there is one setting."""
+        names = list(dict.fromkeys(c.system for c in self.checkpoints))
+        return {self.title if len(names) == 1 else f"{self.title}: {name}":
+                tuple(c for c in self.checkpoints if c.system == name) for name in names}  # fmt: skip
+
+    @property
     def recipes(self) -> dict[str, list[Checkpoint]]:
         """Seeds by recipe, in the order that was planned, whichever of them failed."""
         order = list(dict.fromkeys(re.sub(r" seed \d+$", "", name) for name in self.planned))
@@ -248,14 +255,13 @@ def _bounds(low: float, high: float) -> str:
 def _relations(found: Findings) -> str:
     """r and slopes inside blocks and between them, side by side."""
     whole = [c for c in found.checkpoints if c.is_whole]
-    known, model = findings.by_block(whole), findings.modelled(whole)
+    known, model = findings.by_group(whole), findings.modelled(whole)
     if known is None:
         return ""
     rows = []
-    for block in found.blocks:
-        there = findings.pairs(block.checkpoints, "cosine", "accuracy")
-        if there and block.begun:
-            rows.append((block.title, str(len(there)), limits(findings.related(block.checkpoints))))
+    for title, there in (each for block in found.blocks if block.begun for each in block.systems.items()):
+        if known_there := findings.pairs(there, "cosine", "accuracy"):
+            rows.append((title, str(len(known_there)), limits(findings.related(there))))
     rows += [("**inside blocks** (about their means)", str(known.checkpoints), f"**{limits(known.within)}**"),
              ("**between blocks** (their means)", str(known.blocks), f"**{limits(known.between)}**")]  # fmt: skip
     inside, between = (detectable_correlation(n) for n in (known.checkpoints - known.blocks + 1, known.blocks))
@@ -263,8 +269,9 @@ def _relations(found: Findings) -> str:
         "## Cosine and accuracy, inside blocks and between them", table(("", "n", "r of cosine and accuracy"), rows),
         f"{plural(known.checkpoints, 'checkpoint')} in {plural(known.blocks, 'block')} would tell |r| = {inside:.2f} "
         f"inside blocks from none with 80 % power, and {between:.2f} between them. A checkpoint of several blocks "
-        "counts in each of their rows, and once, in its first, below; earlier states of a run count in their block's "
-        "row alone. No correlation over all of them together is given: it would mix the two.",
+        "counts in each of their rows, and once, in its first, below; settings inside a block count as blocks; earlier "
+        "states of a run count in their block's row alone. No correlation over all of them together is given: it would "
+        "mix the two.",
     ]
     if model is not None:
         among = "" if model.between is None else f", between blocks {limits(_tenth(model.between))}"
@@ -284,13 +291,13 @@ def _tenth(interval: Interval) -> Interval:
 def _decomposition(found: Findings) -> str:
     """Where a change of accuracy comes from, block by block."""
     rows = []
-    for b in found.blocks:
-        there = [c for c in b.checkpoints if c.blind is not None]
-        share = findings.carried(there) if b.begun else None
+    for title, every in (each for b in found.blocks if b.begun for each in b.systems.items()):
+        there = [c for c in every if c.blind is not None]
+        share = findings.carried(there)
         if share is None:
             continue
         spread = max(c.accuracy for c in there) - min(c.accuracy for c in there)
-        rows.append((b.title, str(len(there)), f"{spread:.1f}", limits(share),
+        rows.append((title, str(len(there)), f"{spread:.1f}", limits(share),
                      limits(findings.carried(there, "through"))))  # fmt: skip
     if not rows:
         return ""
@@ -351,8 +358,11 @@ def _told(block: Block) -> str:
     said = [f"Accuracy lies between {low:.1f} and {high:.1f} %"]
     if known:
         less, more = (f"{least(x for _, x, _ in known):.2f}".replace("-", "−") for least in (min, max))
-        said.append(f"cosine between {less} and {more}, and their correlation is {limits(findings.related(every))} "
-                    f"over {plural(len(known), 'checkpoint')}")  # fmt: skip
+        each = [(c.system, findings.related([d for d in every if d.system == c.system])) for c, _, _ in known]
+        r = ", ".join(f"{limits(value)}{f' ({name})' if len(block.systems) > 1 else ''}"
+                      for name, value in dict(each).items() if value or len(block.systems) == 1)  # fmt: skip
+        said.append(f"cosine between {less} and {more}, and their correlation is {r} over "
+                    f"{plural(len(known), 'checkpoint')}")  # fmt: skip
     parts = [(c.through, c.name) for c in every if c.through is not None]
     if parts:
         most, name = max(parts, key=lambda part: abs(part[0]))
