@@ -18,7 +18,17 @@ from lvr_jax.evaluation.preprocessor import pixel_limits, preprocessor_fields
 from lvr_jax.evaluation.prompts import HARNESSES
 from lvr_jax.evaluation.protocol import Protocol
 from lvr_jax.latents.routing import ATTENTION, FIELD
-from lvr_jax.latents.spec import MOST_LATENTS, SYSTEMS, LatentSpec, LatentStage, Plan, SpecError, check_ids, plan
+from lvr_jax.latents.spec import (
+    MOST_LATENTS,
+    SYSTEMS,
+    LatentSpec,
+    LatentStage,
+    Plan,
+    SpecError,
+    check_ids,
+    plan,
+    with_head_at,
+)
 from lvr_jax.models.families import abstract_model, family_of
 from lvr_jax.models.interface import Config
 
@@ -81,6 +91,7 @@ def open_subject(
     tokenizer = load_tokenizer(files)
     check_config(tokenizer, {**fields, "vocab_size": config.text.vocab}, where)
     spec = default_system(tokenizer, fields, config, where) if system is None else known_system(system)
+    spec = with_head_at(spec, fields, where)
     check_ids(spec, token_ids(tokenizer), fields, f"tokenizer {tokenizer.source}")
     render_prompt(tokenizer, [{"type": "image"}, {"type": "text", "text": "Which?"}])       # its chat template works
     generation = _optional(files / "generation_config.json")

@@ -18,6 +18,8 @@ class SpecError(ValueError):
     """A system that does not exist, or token ids that do not fit it."""
 
 
+# The field of config.json that says where the head of a checkpoint was applied (LatentSpec.head_at), and its values.
+HEAD_FIELD, PREDICTORS, OUTPUTS = "lvr_head_at", "predictors", "outputs"
 # Latents a block that can be meant: no published system feeds a tenth of them.
 MOST_LATENTS = 4096
 
@@ -52,7 +54,8 @@ class LatentSpec:
     stop_inside:       an end-of-text id picked inside a block ends the answer
     first_token:       forced as the first token of the answer
     head_at:           where a checkpoint with a latent head applies it: `outputs` of latent steps (released
-                       inference code) or `predictors`, the steps whose output is fed back (as in training)
+                       inference code: the first latent goes without, and the text after the last is picked through it)
+                       or `predictors`, the steps whose output is fed back (training, the released one too)
     answer:            how the answer is marked: `tag` <answer> X </answer>, or `boxed`
     """
 
@@ -69,7 +72,7 @@ class LatentSpec:
     first_block_only: bool = False
     stop_inside: bool = False
     first_token: str | None = None
-    head_at: str = "outputs"
+    head_at: str = OUTPUTS
     answer: str = "tag"
 
 
@@ -170,6 +173,14 @@ def system(name: str) -> LatentSpec:
     if name not in SYSTEMS:
         raise SpecError(f"latent system {name!r} does not exist, expected one of {sorted(SYSTEMS)}")
     return SYSTEMS[name]
+
+
+def with_head_at(spec: LatentSpec, fields: Mapping[str, Any], where: str) -> LatentSpec:
+    """The system as a checkpoint whose config.json has these fields runs its latent head. SpecError for neither way."""
+    said = fields.get(HEAD_FIELD, spec.head_at)
+    if said not in (OUTPUTS, PREDICTORS):
+        raise SpecError(f"{where}: {HEAD_FIELD} is {said!r}, expected one of {OUTPUTS}, {PREDICTORS}")
+    return dataclasses.replace(spec, head_at=said)
 
 
 def check_ids(spec: LatentSpec, ids: Mapping[str, int], config: Mapping[str, Any], where: str = "tokenizer") -> None:

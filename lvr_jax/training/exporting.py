@@ -20,7 +20,7 @@ from lvr_jax.data.layout_fields import FIELDS, layout_fields
 from lvr_jax.data.templates import TEMPLATES
 from lvr_jax.files.json_io import read_object
 from lvr_jax.latents.routing import FIELD
-from lvr_jax.latents.spec import system
+from lvr_jax.latents.spec import HEAD_FIELD, PREDICTORS, system
 from lvr_jax.training.config_fields import ConfigFieldError
 from lvr_jax.training.distributed import gather
 from lvr_jax.training.experiment import Experiment, files_of
@@ -80,7 +80,7 @@ def exported_fields(experiment: Experiment) -> dict[str, Any]:
     if objective.attention != "full":
         found[FIELD] = objective.attention
     if network.latent_head != "none":       # the base's own says another kind where the run gave it one
-        found["lvr_head_type"] = network.latent_head
+        found |= {"lvr_head_type": network.latent_head, HEAD_FIELD: PREDICTORS}
     # The released model class reads the first three whatever a checkpoint has; its trainer writes the others.
     return found | {
         "lvr_head": network.latent_head != "none", "latent_end_token": network.latent_end_embedding,

@@ -28,7 +28,7 @@ from lvr_jax.latents import objectives
 from lvr_jax.latents.decoding import Decoding
 from lvr_jax.latents.objectives import Weights
 from lvr_jax.latents.rollout import Trace, no_bank, prefill, rollout
-from lvr_jax.latents.spec import Plan, plan, system
+from lvr_jax.latents.spec import PREDICTORS, Plan, plan, system
 from lvr_jax.models import compiler_options
 from lvr_jax.models.layers import Compute
 from lvr_jax.training.experiment import Experiment
@@ -179,7 +179,7 @@ def _read(data: DataConfig, items: int, experiment: Experiment) -> tuple[list[Sa
 
 def _plan(experiment: Experiment) -> Plan:
     c = experiment.config.system
-    spec = system(c.name)
+    spec = dataclasses.replace(system(c.name), head_at=PREDICTORS)      # as it is trained
     return plan(spec, {t: experiment.tokenizer.id(t) for t in spec.added_tokens}, c.budget)
 
 

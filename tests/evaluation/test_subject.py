@@ -142,6 +142,7 @@ def test_ids_that_disagree_are_refused_before_the_weights_are_read(tmp_path, fie
 
 @pytest.mark.parametrize("field, value, expected", [
     ("lvr_budget", 0, "latents a block, 1 to 4096"), ("lvr_budget", "four", "latents a block"),
+    ("lvr_head_at", "inputs", "one of outputs, predictors"),
     ("lvr_prompts", "gpt4", "one of .*lvr"), ("lvr_prompts", ["scenes"], "one of .*scenes"),
 ])  # fmt: skip
 def test_what_it_says_of_its_training_is_checked_before_weights_are_read(tmp_path, monkeypatch, field, value, expected):

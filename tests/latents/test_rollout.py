@@ -25,6 +25,7 @@ from lvr_jax.latents import conditions as cond
 from lvr_jax.latents import rollout
 from lvr_jax.latents.decoding import Decoding
 from lvr_jax.latents.rollout import Bank, no_bank
+from lvr_jax.models.families import abstract_model
 from lvr_jax.models.records import Images, Tokens
 
 DECODING = Decoding(max_new_tokens=14, stop=(STOP,))
@@ -114,6 +115,30 @@ def test_a_clean_latent_is_the_state_before_it_exactly():
     assert latent.any(1).all()
     for key in ("unperturbed", "fed"):
         np.testing.assert_array_equal(trace[key][0][:, 1:][latent[:, 1:]], trace["hidden"][0][:, :-1][latent[:, 1:]])
+
+
+def test_a_head_at_predictors_maps_every_state_that_is_fed_back_and_no_other():
+    """As in training: the first latent is mapped too, and the text after the last is picked from the state itself."""
+    graph, shapes = abstract_model(dataclasses.replace(CONFIG, latent_head="glu"))
+    rng = np.random.default_rng(0)
+    head = jax.tree.map(lambda x: 0.3 * rng.standard_normal(x.shape).astype(np.float32), shapes["latent_head"])
+    weights = {**params(), "latent_head": head}
+    plan = plan_of("lvr", 3)
+    plan = dataclasses.replace(plan, spec=dataclasses.replace(plan.spec, head_at="predictors"))
+    batch = batch_of((0, 1, 2), (start_of("lvr"),))
+    prefix, _ = prefill(graph, weights, batch, np.arange(3))
+    trace = on_host(sweep(graph, weights, prefix, plan, cond.stack([cond.clean()], [], 1, 3), no_bank(prefix, plan),
+                          decoding=DECODING, steps=S, letters=jnp.array(LETTERS)))  # fmt: skip
+    one = {key: value[0] for key, value in trace.items() if value is not None and value.ndim}
+    for b in range(3):
+        states, *_ = parallel(batch, one, b)            # of the network without its head
+        mapped = np.asarray(nnx.merge(graph, weights).latent_head(states))
+        fed = np.flatnonzero(one["latent"][b])
+        assert len(fed) >= 3 and fed[0] == 1
+        np.testing.assert_allclose(one["fed"][b, fed], mapped[fed - 1], atol=CLOSE * np.abs(mapped).max())
+        last = fed[~np.isin(fed + 1, fed)]              # of each block
+        assert np.abs(mapped - states)[last].max() > 0.1
+        np.testing.assert_allclose(one["hidden"][b, last], states[last], atol=CLOSE * np.abs(states).max())
 
 
 def named_conditions():

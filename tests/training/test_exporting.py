@@ -11,6 +11,7 @@ from lvr_jax import checkpoints
 from lvr_jax.data.layout_fields import layout_of
 from lvr_jax.data.templates import TEMPLATES
 from lvr_jax.evaluation.rows import BenchmarkError
+from lvr_jax.evaluation.subject import open_subject
 from lvr_jax.prism import experiment as prism
 from lvr_jax.prism.measure.items import template_for
 from lvr_jax.training.experiment import Experiment
@@ -49,13 +50,16 @@ def test_a_run_does_not_inherit_the_layout_of_its_base(tmp_path):
     assert layout_of(said, 1, "x") == TEMPLATES["lvr"]
 
 
-def test_a_head_that_a_run_gave_its_network_is_read_back_as_that_head(tmp_path):
-    """Whatever kind the config.json of its base names for the head that it lacks."""
+def test_a_head_that_a_run_gave_its_network_is_read_back_as_that_head_and_where_it_was_applied(tmp_path):
+    """Whatever kind the config.json of its base names for the head that it lacks. Released inference code, whose way is
+    taken where config.json says nothing, applies a head elsewhere than training does."""
     base = ROOT / "lvr_jax/assets/tiny"
     assert json.loads((base / "config.json").read_text())["lvr_head_type"] == "simple"
     train(small("lvr", steps=0, checkpoint__export=True, latent_head="glu", init__checkpoint=str(base),
                 data__tokenizer=""), tmp_path)  # fmt: skip
     assert checkpoints.read_config(tmp_path / "export").latent_head == "glu"
+    assert open_subject(tmp_path / "export").spec.head_at == "predictors"
+    assert open_subject(base).spec.head_at == "outputs"
 
 
 def config(**fields):

@@ -12,6 +12,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from lvr_jax.latents.spec import HEAD_FIELD, PREDICTORS
 from lvr_jax.training.config_fields import ConfigFieldError, check_numbers, without_later
 from study.runs import BASE, Run
 
@@ -55,9 +56,10 @@ def experiment(run: Run, settings: Mapping[str, Any]) -> ConfigDict:
 
 def read_of(config: ConfigDict) -> dict[str, Any]:
     """The part of an experiment's config that its result depends on. A result of before a field came has the key of one
-    that leaves the field as it was then."""
+    that leaves the field as it was then. Where a run's latent head is applied when it answers counts, too."""
     found = json.loads(config.to_json_best_effort())
-    return without_later({name: found[name] for name in READ})
+    head = {HEAD_FIELD: PREDICTORS} if config.latent_head else {}
+    return without_later({name: found[name] for name in READ}) | head
 
 
 def axes_of(run: Run, settings: Mapping[str, Any]) -> dict[str, Any]:
