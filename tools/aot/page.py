@@ -16,9 +16,8 @@ counted. PFLOP: model FLOPs of a run (lvr_jax.training.flops). Plan: seconds of 
 attention kernels at the peak of the matrix unit and collectives that nothing hides at the peak of the links added (of
 it, these two). MXU, HBM, ICI: seconds that each unit is busy at its published peak. MFU: at most, by the plan; real
 attention kernels reach 36 to 60 % of the peak. Rows: "64 in 4 of 16,384" are packs of so many tokens in four
-micro-batches; an item of the others is a prompt of so many tokens. (+): compiled at an earlier commit, without the
-options of today: of these only the memory is said. Of copies and gathers that tpu7x leaves to its sparse cores the
-compiler has no estimate, so there is no plan.
+micro-batches; an item of the others is a prompt of so many tokens. Of copies and gathers that tpu7x leaves to its
+sparse cores the compiler has no estimate, so there is no plan.
 """
 COLUMNS = ("program", "slice", "mesh", "rows", "fits", "GiB", "moved", "PFLOP", "plan", "kernels", "exposed", "MXU",
            "HBM", "ICI", "busiest", "MFU")  # fmt: skip
@@ -41,12 +40,12 @@ def _rows(r: dict[str, Any]) -> str:
 
 
 def _cells(r: dict[str, Any]) -> list[str]:
-    speed, today = r.get("speed", {}), "options" in r
+    speed = r.get("speed", {})
     seconds = speed.get("seconds", {})
     moved = ", ".join(f"{of['bytes'] / 1e9:.0f} {SHORT.get(kind, kind)}" for kind, of in r["collectives"].items()
-                      if of["bytes"] >= 5e8 and today)  # fmt: skip
+                      if of["bytes"] >= 5e8)  # fmt: skip
     name = "" if r["program"] == "train" else ", " + r["program"]
-    name += (f" of {r['conditions']} conditions" if r["conditions"] else "") + " (+)" * (not today)
+    name += f" of {r['conditions']} conditions" if r["conditions"] else ""
     return [
         r["config"] + name, f"{r['slice']} `{r['topology']}`", r["mesh"], _rows(r), "yes" if r["fits"] else "**no**",
         f"{r['total'] / GIB:.1f} of {r['memory'] / GIB:.1f}", moved,
