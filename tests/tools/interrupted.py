@@ -14,18 +14,16 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import quick
 
 ROOT = Path(__file__).parents[2]
 TINY_LVR, TOKENIZER = "lvr_jax/assets/tiny_lvr", "tests/golden/tokenizer.json"
-# Programs are compiled once for all tests, and quickly: what they compute is compared, not how fast.
-CACHE = Path(tempfile.gettempdir()) / f"lvr_jax_test_compilation_{os.getuid()}"
 SOURCE = "source"   # beside the outputs: TINY_LVR in our own layout
 LONGEST = 600       # seconds, of a run on a busy machine
 HEEDED = 60         # seconds from a stop signal to the end
@@ -235,10 +233,8 @@ class Disturbed:
         name, *arguments = self.program.command(out)
         log = self.folder / f"{out.name}-{time.monotonic_ns()}.out"
         environment = {
-            **os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "TMPDIR": str(self.folder / "tmp"),
-            "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
-            "JAX_COMPILATION_CACHE_DIR": str(CACHE), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        }  # fmt: skip
+            **os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(self.folder / "tmp"), "XLA_FLAGS": quick.flags(),
+        }
         with open(log, "w") as said, open(log.with_suffix(".err"), "w") as error:
             process = subprocess.Popen([sys.executable, f"tools/{name}.py", *arguments], cwd=ROOT, env=environment,
                                        stdin=subprocess.DEVNULL, stdout=said, stderr=error)  # fmt: skip

@@ -31,8 +31,8 @@ PRISM = (
 )  # fmt: skip
 
 
-def tool(store: Store, *command: str) -> tuple[int, str, str]:
-    environment = runs.environment(**store.environment, JAX_COMPILATION_CACHE_DIR="")
+def tool(store: Store, *command: str, **more: str) -> tuple[int, str, str]:
+    environment = runs.environment(**store.environment, **more)
     done = subprocess.run(
         [sys.executable, str(ROOT / "tools" / command[0]), *command[1:]], cwd=ROOT, env=environment,
         capture_output=True, text=True, timeout=900,
@@ -48,7 +48,8 @@ def store():
 
 @pytest.fixture(scope="module")
 def trained(store):
-    status, out, err = tool(store, *TRAIN, "--workdir", "gs://bucket/run")
+    # Without a folder of its own for compiled programs JAX keeps them in the bucket.
+    status, out, err = tool(store, *TRAIN, "--workdir", "gs://bucket/run", JAX_COMPILATION_CACHE_DIR="")
     assert status == 0 and "finished at step 4 of 4" in out, err
     return dict(store.objects)
 

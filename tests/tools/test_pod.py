@@ -102,7 +102,7 @@ def test_an_evaluation_whose_host_died_goes_on_with_another_number_of_them(place
     killed(evaluation(place, output, 2), lambda: len(list(parts.glob("*.jsonl"))) > 1)
     kept = {path.name: path.stat().st_mtime_ns for path in parts.glob("*.jsonl")}
     assert kept and not output.exists()
-    done(evaluation(place, output, 4))
+    done(evaluation(place, output, 3))
     assert output.read_bytes() == whole.read_bytes()
 
 

@@ -272,6 +272,18 @@ def test_a_process_has_one_core_and_one_thread(tmp_path):
     assert (tmp_path / "a.out").read_text() == "1 1"
 
 
+@pytest.mark.parametrize("given, used", [("", "{workdir}/compiled"), ("here", "{folder}/here"),
+                                         ("/tmp/there", "/tmp/there"), ("gs://bucket/there", "gs://bucket/there")])
+def test_compiled_programs_are_kept_where_jax_was_told_to_or_with_the_study(tmp_path, monkeypatch, given, used):
+    """A relative folder is the caller's, though programs run in another one."""
+    (tmp_path / "caller").mkdir()
+    monkeypatch.chdir(tmp_path / "caller")
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", given)
+    code = "import os; open(made, 'w').write(os.environ['JAX_COMPILATION_CACHE_DIR'])"
+    Workers(tmp_path, 1).run([job(tmp_path, "a", code)], progress=False)
+    assert (tmp_path / "a.out").read_text() == used.format(workdir=tmp_path, folder=tmp_path / "caller")
+
+
 PID = "import os; open(made, 'w').write(str(os.getpid()))"
 
 

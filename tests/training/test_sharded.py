@@ -28,8 +28,8 @@ def processes(run: dict, count: int) -> None:
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sharded")
     runs.finish(runs.start({**RUN, "workdir": str(folder / "one")}))
-    runs.finish(runs.start({**RUN, **MESH, "workdir": str(folder / "eight")}, devices=8))
-    runs.finish(runs.start({**RUN, **SLICES, "workdir": str(folder / "slices")}, devices=8))
+    cut = ({**RUN, **mesh, "workdir": str(folder / name)} for name, mesh in (("eight", MESH), ("slices", SLICES)))
+    runs.finish(runs.start(*cut, devices=8))
     return folder
 
 

@@ -196,12 +196,15 @@ class Workers:
 
     def _environment(self) -> dict[str, str]:
         """One thread a process: two processes of one thread each do more than one of two. What one has compiled, the
-        other one loads."""
+        other one loads, from the folder that JAX was given or the study's own."""
         flags = os.environ.get("XLA_FLAGS", "")
+        compiled = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(self.workdir / "compiled")
+        if "://" not in compiled:       # workers run in another folder
+            compiled = os.path.abspath(compiled)
         return {
             **os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"{flags} --xla_cpu_multi_thread_eigen=false".strip(),
             "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", **KEPT_MEMORY,
-            "JAX_COMPILATION_CACHE_DIR": str(self.workdir / "compiled"),
+            "JAX_COMPILATION_CACHE_DIR": compiled,
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         }  # fmt: skip
 
