@@ -20,7 +20,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import quick
 
 ROOT = Path(__file__).parents[2]
 TINY_LVR, TOKENIZER = "lvr_jax/assets/tiny_lvr", "tests/golden/tokenizer.json"
@@ -232,9 +231,7 @@ class Disturbed:
         out = out or self.out
         name, *arguments = self.program.command(out)
         log = self.folder / f"{out.name}-{time.monotonic_ns()}.out"
-        environment = {
-            **os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(self.folder / "tmp"), "XLA_FLAGS": quick.flags(),
-        }
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(self.folder / "tmp")}
         with open(log, "w") as said, open(log.with_suffix(".err"), "w") as error:
             process = subprocess.Popen([sys.executable, f"tools/{name}.py", *arguments], cwd=ROOT, env=environment,
                                        stdin=subprocess.DEVNULL, stdout=said, stderr=error)  # fmt: skip

@@ -32,7 +32,7 @@ PRISM = (
 
 
 def tool(store: Store, *command: str, **more: str) -> tuple[int, str, str]:
-    environment = runs.environment(**store.environment, **more)
+    environment = runs.environment(XLA_FLAGS=os.environ["XLA_FLAGS"], **store.environment, **more)
     done = subprocess.run(
         [sys.executable, str(ROOT / "tools" / command[0]), *command[1:]], cwd=ROOT, env=environment,
         capture_output=True, text=True, timeout=900,

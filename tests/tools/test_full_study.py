@@ -270,9 +270,9 @@ from ml_collections import ConfigDict
 
 def get_config():
     c = full_study.get_config()
-    c.blocks = ConfigDict({{"one": "plain: lvr lambda=0|0.1", "two": "plain: lvr, lvr at=2; bottleneck: lvr"}})
+    c.blocks = ConfigDict({{"one": "plain: lvr", "two": "plain: lvr, lvr at=1; bottleneck: lvr"}})
     c.order, c.predictions, c.seeds, c.results = ("one", "two"), (), (0,), {results!r}
-    c.train.steps, c.train.rows, c.questions, c.audited, c.draws, c.workers = 5, 4, 12, 12, 200, 1
+    c.train.steps, c.train.rows, c.questions, c.audited, c.draws, c.workers = 2, 2, 6, 6, 100, 1
     return c
 """
 
@@ -299,7 +299,7 @@ def test_two_blocks_end_to_end_and_killed_in_between_with_the_same_results(tmp_p
     out, error = whole.communicate(timeout=900)
     assert whole.returncode == 0, error
     found = measured(tmp_path / "whole-results")
-    assert set(found) == {"lvr.json", "lvr-at-2.json", "lvr-lambda-0.json", "bottleneck-lvr.json"}
+    assert set(found) == {"lvr.json", "lvr-at-1.json", "bottleneck-lvr.json"}
     assert found["lvr.json"]["blocks"] == ["one", "two"] and found["bottleneck-lvr.json"]["cosine"] is not None
 
     results = tmp_path / "killed-results"

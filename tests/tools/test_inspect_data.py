@@ -67,14 +67,14 @@ def test_a_config_becomes_pictures_and_token_tables(tmp_path):
         assert len(np.unique(np.asarray(picture).reshape(-1, 4), axis=0)) > 100, "an empty picture"
 
 
-def test_an_experiment_is_looked_at_as_it_is_trained(tmp_path):
+def test_an_experiment_is_looked_at_as_it_is_trained(warm, tmp_path):
     """Its tokenizer is its checkpoint's, its boxes are masked where it says so."""
-    done = inspect_data("--config", "configs/masked_input.py:tiny", "--output", tmp_path)
-    assert done.returncode == 0, done.stderr
+    status, said = warm("inspect_data", "--config", "configs/masked_input.py:tiny", "--output", tmp_path)
+    assert status == 0, said
     table = (tmp_path / "digits-0.txt").read_text()
-    assert table in done.stdout and "fits a row of 160 tokens" in table and "<|lvr|>" in table
-    plain = inspect_data("--config", "configs/lvr.py:tiny", "--output", tmp_path / "plain")
-    assert plain.returncode == 0, plain.stderr
+    assert table in said and "fits a row of 160 tokens" in table and "<|lvr|>" in table
+    status, said = warm("inspect_data", "--config", "configs/lvr.py:tiny", "--output", tmp_path / "plain")
+    assert status == 0, said
     masked, clean = (Image.open(where / "digits-0.png") for where in (tmp_path, tmp_path / "plain"))
     assert masked.height > 1.5 * clean.height, "input and clean image, one below the other"
 
@@ -132,11 +132,11 @@ def test_dollars_in_a_question_are_drawn_as_text(tool):
         (("--config", "configs/nothing.py"), "No such file .*configs/nothing.py"),
     ],
 )
-def test_bad_input_is_one_line_and_exit_status_2(arguments, message):
-    done = inspect_data(*arguments)
-    assert done.returncode == 2
-    line = done.stderr.splitlines()[-1]
-    assert line.startswith("inspect_data: ") and "Traceback" not in done.stderr
+def test_bad_input_is_one_line_and_exit_status_2(warm, arguments, message):
+    status, said = warm("inspect_data", *arguments)
+    assert status == 2
+    line = said.splitlines()[-1]
+    assert line.startswith("inspect_data: ") and "Traceback" not in said
     assert re.search(message, line), line
 
 
