@@ -38,16 +38,19 @@ CLOSE = 1e-4
 def rolled(
     system, named, rows=(0, 1, 2), *, budget=3, bank=None, sources=(), forced=None, record=(), suffix=None, **more
 ):
+    """The trace of these conditions. Without a bank clean ones fill them up to four, so that tests share programs."""
     plan = plan_of(system, budget)
     suffix = (start_of(system),) if suffix is None else suffix
     batch = batch_of(rows, suffix)
     prefix, _ = prefill(GRAPH, params(), batch, np.array(rows), remember_ids=more.get("remember_ids", False))
-    condition = cond.stack(named, list(sources), len(plan.start), int(plan.quota.max()))
-    trace = sweep(
+    filled = [*named, *[cond.clean()] * (4 - len(named) if bank is None else 0)]
+    condition = cond.stack(filled, list(sources), len(plan.start), int(plan.quota.max()))
+    trace = on_host(sweep(
         GRAPH, params(), prefix, plan, condition, no_bank(prefix, plan) if bank is None else bank,
-        decoding=more.get("decoding", DECODING), steps=S, letters=jnp.array(LETTERS), forced=forced, record=record,
-    )  # fmt: skip
-    return on_host(trace), batch, prefix
+        decoding=more.get("decoding", DECODING), steps=S, letters=jnp.array(LETTERS), record=record,
+        forced=np.full(S, -1) if forced is None else forced,
+    ))  # fmt: skip
+    return {k: v[: len(named)] if v is not None and v.ndim else v for k, v in trace.items()}, batch, prefix
 
 
 def parallel(batch: dict, trace: dict, b: int, starts=(), blocked=()):
@@ -238,7 +241,7 @@ def test_knock_outs_of_the_image_hide_the_image():
     """Two prompts that differ in their pixels alone. Latents that cannot see the image still read it through the text
     after it, so the rows' states differ; the attention that goes to it is zero."""
     named = [cond.clean(), cond.latents_blind_to_image(), cond.answer_blind_to_image()]
-    trace, *_ = rolled("lvr", named, record=("attention",))
+    trace, *_ = rolled("lvr", named, record=("attention", "states"))
     share = trace["attention"]                                                            # [C, B, S, L, N, R]
     live, latent = trace["live"][:, :, 1:], trace["latent"][:, :, 1:]
     to_image = share[:, :, 1:, :, :, cond.IMAGE].max((-1, -2))
