@@ -87,6 +87,7 @@ def eight_devices() -> dict:
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MESHES)
 def test_splash_and_loss_on_eight_devices_equal_one(eight_devices, name):
     """Values and gradients."""
@@ -94,6 +95,7 @@ def test_splash_and_loss_on_eight_devices_equal_one(eight_devices, name):
     assert max(eight_devices["errors"][name]) <= FP32
 
 
+@pytest.mark.slow
 def test_slices_are_told_apart_by_the_data_axis_alone(eight_devices):
     assert eight_devices["slices"] == [[0], [1]]
 

@@ -89,6 +89,7 @@ def whole(place):
     return place / "one.jsonl"
 
 
+@pytest.mark.slow
 def test_an_evaluation_on_two_hosts_is_that_of_one(place, whole):
     first, second = done(evaluation(place, place / "two.jsonl", 2))
     assert "n = 8" in first[1] and not second[1], "the first one reports"

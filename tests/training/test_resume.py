@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import runs
 
+pytestmark = pytest.mark.slow
 VARIANTS = ("lvr", "n_lvr", "d_lvr", "p_lvr_2", "p_lvr_3")
 # D-LVR's weight falls to zero between the two halves of so short a run.
 CHANGES = {"d_lvr": {"reconstruction__points": [[0.0, 0.1], [0.5, 0.0]]}}
