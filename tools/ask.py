@@ -25,6 +25,7 @@ import lvr_jax
 from lvr_jax.command.stopping import end_at_signal
 
 SCENES = 8          # the one that is asked about, and donors
+MOST_SCENES = 10**9
 SMALL = 50e6        # bytes of a checkpoint
 
 
@@ -52,8 +53,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.image and not options.question:
         parser.error("--question is missing, expected one about --image")
-    if options.scene < 0:
-        parser.error(f"--scene is {options.scene}, expected 0 or more")
+    if not 0 <= options.scene <= MOST_SCENES:
+        parser.error(f"--scene is {options.scene}, expected 0 to {MOST_SCENES}")
     of_the_question = (options.options, options.answer, options.box, options.donor or None)
     if options.question is None and any(given is not None for given in of_the_question):
         parser.error("--options, --answer, --box and --donor are of a --question, which is missing")

@@ -22,9 +22,10 @@ from lvr_jax.data.sample import DataError, Sample
 from lvr_jax.data.tokenizers import ChatTokenizer
 from lvr_jax.evaluation import protocol as protocols
 from lvr_jax.evaluation.protocol import Budget, Protocol
-from lvr_jax.evaluation.subject import BUDGET, PROMPTS, TEXT_ONLY, Subject, open_subject
+from lvr_jax.evaluation.subject import BUDGET, PROMPTS, Subject, open_subject
 from lvr_jax.latents import sweep as engine
 from lvr_jax.latents.conditions import ConditionError, name_number
+from lvr_jax.latents.spec import MOST_LATENTS
 from lvr_jax.latents.stream import stream
 from lvr_jax.latents.sweep import KEEP, Sweeper
 from lvr_jax.models.layers import Compute
@@ -81,6 +82,8 @@ def _protocol(name: str, budget: int | None, switches: Mapping[str, Any]) -> Pro
     """The named protocol with the switches that are not None; the budget is latents a block in every kind of run."""
     found = {key: value for key, value in switches.items() if value is not None}
     if budget is not None:
+        if not isinstance(budget, int) or isinstance(budget, bool) or not 1 <= budget <= MOST_LATENTS:
+            raise DataError(f"budget is {budget!r}, expected a whole number, 1 to {MOST_LATENTS} latents a block")
         found |= dict.fromkeys(("steps", "staged_steps"), Budget(budget, budget, budget))
     return protocols.protocol(name, **found)
 
@@ -240,7 +243,7 @@ class Model:
     def _check(self, items: Items, records, sources) -> None:
         """Refuses what these items cannot serve, before anything runs."""
         for c in records:
-            if self.subject.spec is TEXT_ONLY and c.kind != "clean":
+            if not self.subject.has_latents and c.kind != "clean":
                 raise ConditionError(f"condition {c.name!r}: {self.subject.name} is open as system 'none': no latents")
             source = sources.get(c.source)
             if source is not None and source.donor is not None and len(items.ids) < 2:

@@ -186,5 +186,13 @@ def scenes(count: int, seed: int = 0, split: str = "test", **settings) -> list[S
     """
     from lvr_jax.data.digit_scenes import DigitSearch
 
-    source = DigitSearch(size=count, seed=seed, split=split, **settings)
+    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+        raise ItemError(f"scenes: count is {count!r}, expected a whole number, at least 1")
+    known = {field.name for field in dataclasses.fields(DigitSearch)} - {"size"}
+    if unknown := sorted(set(settings) - known):
+        raise ItemError(f"scenes: {unknown[0]!r} is no setting of scenes, expected some of {', '.join(sorted(known))}")
+    try:
+        source = DigitSearch(size=count, seed=seed, split=split, **settings)
+    except (TypeError, ValueError) as error:
+        raise ItemError(f"scenes: {error}") from error
     return [source[n] for n in range(count)]

@@ -63,6 +63,10 @@ class Subject:
     attention: str = "full"
     fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
+    @property
+    def has_latents(self) -> bool:
+        return self.spec.name != TEXT_ONLY.name
+
     def budget(self, protocol: Protocol) -> int:
         """N, latents a block: a protocol has one for systems of one stage and one for those of several."""
         return (protocol.staged_steps if len(self.spec.stages) > 1 else protocol.steps).accuracy

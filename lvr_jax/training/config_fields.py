@@ -14,16 +14,20 @@ class ConfigFieldError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class _Range:
-    """Numbers from `least` to `most`; above: `least` itself is none of them; below: nor is `most`."""
+    """Numbers from `least` to `most`; above: `least` itself is none of them; below: nor is `most`; endless: infinity is
+    one of them."""
 
     least: float = 0
     most: float = math.inf
     whole: bool = False
     above: bool = False
     below: bool = False
+    endless: bool = False
 
     def holds(self, value: Any) -> bool:
         if isinstance(value, bool) or not isinstance(value, int if self.whole else int | float):
+            return False
+        if abs(value) == math.inf and not self.endless:
             return False
         # Written so that nan is in no range.
         low = self.least < value if self.above else self.least <= value
@@ -31,11 +35,12 @@ class _Range:
 
     def __str__(self) -> str:
         low = f"{'above' if self.above else 'at least'} {self.least:g}"
-        high = "" if self.most == math.inf else f", {'below' if self.below else 'at most'} {self.most:g}"
+        high = "" if self.most in (math.inf, MOST) else f", {'below' if self.below else 'at most'} {self.most:g}"
         return f"{'a whole number' if self.whole else 'a number'}, {low}{high}"
 
 
-COUNT, SIZE = _Range(0, whole=True), _Range(1, whole=True)
+MOST = 2**31 - 1            # what an array of the loop can count
+COUNT, SIZE = _Range(0, MOST, whole=True), _Range(1, MOST, whole=True)
 AMOUNT, POSITIVE, SHARE = _Range(0), _Range(0, above=True), _Range(0, 1)
 DECAY = _Range(0, 1, below=True)
 
@@ -43,7 +48,7 @@ NUMBERS = {
     "seed": COUNT, "steps": COUNT, "rows": SIZE, "accumulate": SIZE, "shards": COUNT, "init.fork_at": SHARE,
     "objective.diversity": AMOUNT, "objective.noise": AMOUNT, "objective.chunk": SIZE,
     "optimizer.peak": AMOUNT, "optimizer.eps": POSITIVE, "optimizer.weight_decay": AMOUNT,
-    "optimizer.warmup_ratio": SHARE, "optimizer.clip": POSITIVE,
+    "optimizer.warmup_ratio": SHARE, "optimizer.clip": _Range(0, above=True, endless=True),
     "data.tokens": SIZE, "data.windows": SIZE, "data.pooled": COUNT, "data.lookahead": SIZE,
     "data.workers": COUNT, "data.prefetch": COUNT, "data.max_skip_share": SHARE, "data.min_pixels": SIZE,
     "data.max_pixels": SIZE, "system.budget": COUNT, "held_out.every": COUNT, "held_out.examples": SIZE,
@@ -52,6 +57,8 @@ NUMBERS = {
     "log.every": SIZE, "profile.start": COUNT, "profile.steps": COUNT,
 }  # fmt: skip
 EACH = {"objective.stage_weights": AMOUNT, "optimizer.betas": DECAY}
+# Values at shares of the run.
+POINTS = {"reconstruction.points": AMOUNT, "own.points": SHARE}
 # Fields that came later, with the value that computes what was computed before them. A record without the field and one
 # with this value are of the same run.
 LATER: dict[str, Any] = {
@@ -69,6 +76,12 @@ def check_numbers(config: Mapping) -> None:
         values = _field(config, name)
         if isinstance(values, str) or not all(map(allowed.holds, values)):
             raise ConfigFieldError(f"{name} is {values!r}, expected of each {allowed}")
+    for name, allowed in POINTS.items():
+        points = _field(config, name)
+        pairs = isinstance(points, list | tuple) and all(isinstance(p, list | tuple) and len(p) == 2 for p in points)
+        if not (pairs and points and all(SHARE.holds(share) and allowed.holds(value) for share, value in points)):
+            raise ConfigFieldError(f"{name} is {points!r}, expected one or more (share of the run, value), and of each "
+                                   f"value {allowed}")  # fmt: skip
 
 
 def without_later(fields: Mapping[str, Any], above: str = "") -> dict[str, Any]:

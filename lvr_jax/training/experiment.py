@@ -65,6 +65,11 @@ def _schedule(name: str, fields: Mapping, steps: int) -> Points:
     return _record(Points, name, {**_plain(fields), "points": points if steps else points[:1]})
 
 
+def objective_of(c: ConfigDict) -> Objective:
+    """The objective of a config. ConfigFieldError for a field that no objective has, or a value that none can have."""
+    return _record(Objective, "objective", c.objective)
+
+
 def compute_of(fields: Mapping, objective: Objective, aligned: bool, platform: str, device_kind: str = "") -> Compute:
     """`auto` is bf16 on accelerators and fp32 on CPUs; splash on TPUs where the mask allows it, blocks on CPUs; and
     what the backward pass keeps by the memory of the chip (a jax.Device.device_kind)."""
@@ -124,7 +129,7 @@ class Experiment:
         network = _network(c)
         data = data_of(c, network)
         alignment = _record(Alignment, "alignment", c.alignment) if c.alignment.latents else None
-        objective = _record(Objective, "objective", c.objective)
+        objective = objective_of(c)
         if objective.route == "head_only" and network.latent_head == "none":
             raise ConfigFieldError(
                 "objective.route is 'head_only' and the network has no latent head: expected latent_head 'simple' or "

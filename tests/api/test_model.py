@@ -276,7 +276,8 @@ REFUSED = {
     "no seed": ({"seed": "x"}, "seed is 'x'"), "negative seed": ({"seed": -1}, "seed is -1"),
     "no yes or no": ({"force_latents": "yes"}, "force_latents is 'yes'"),
     "no such protocol": ({"protocol": "mine"}, "no protocol 'mine'"), "no such prompts": ({"prompts": "x"}, "'x'"),
-    "no latents": ({"budget": 0}, "is 0, expected a whole number"),
+    "no latents": ({"budget": 0}, "budget is 0, expected a whole number, 1 to 4096 latents a block"),
+    "a text of latents": ({"budget": "4"}, "budget is '4', expected a whole number"),
 }  # fmt: skip
 
 
@@ -332,3 +333,15 @@ def test_pictures_may_come_as_file_bytes_array_or_pillow_image(model, tmp_path):
     ways = (path, str(path), path.read_bytes(), PICTURE, Image.open(path))
     found = [model.ask(each, QUESTION, OPTIONS).text for each in ways]
     assert len(set(found)) == 1
+
+
+@pytest.mark.parametrize("given, said", [
+    (("3",), "count is '3', expected a whole number"), ((2.5,), "count is 2.5"), ((True,), "count is True"),
+    ((0,), "count is 0, expected a whole number, at least 1"), ((2, "x"), "scenes: "),
+])  # fmt: skip
+def test_scenes_that_cannot_be_are_one_line(given, said):
+    with pytest.raises(ValueError, match=said) as error:
+        lvr_jax.scenes(*given)
+    assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match="scenes: 'foo' is no setting of scenes, expected some of .*mask_box"):
+        lvr_jax.scenes(2, foo=1)

@@ -106,8 +106,8 @@ BAD = {
     "no number": (["--question", "What?", "--box", "a,b"], "--box is 'a,b'"),
     "no such condition": (["--conditions", "zeros"], "condition 'zeros'"),
     "no such checkpoint": (["--checkpoint", "nowhere"], "nowhere: no such folder"),
-    "no budget": (["--budget", "0"], "is 0, expected a whole number above 0"),
-    "endless latents": (["--budget", "1000000"], "is 1000000, expected a whole number above 0 and up to 4096"),
+    "no budget": (["--budget", "0"], "budget is 0, expected a whole number"),
+    "endless latents": (["--budget", "1000000"], "budget is 1000000, expected a whole number, 1 to 4096"),
     "negative noise": (["--conditions", "noise=-1"], "sigma is -1.0, expected 0 or more"),
 }  # fmt: skip
 
@@ -129,7 +129,8 @@ def test_a_donor_is_asked_for_before_weights_are_read(photo, capsys):
 @pytest.mark.parametrize("arguments, said", [
     (["--image", "photo.jpg"], "--question is missing"), (["--options", "a,b"], "which is missing"),
     (["--options", ""], "which is missing"), (["--donor", "photo.jpg"], "which is missing"),
-    (["--scene", "-1"], "--scene is -1"), (["--save", "answer.txt"], "ends in .png"),
+    (["--scene", "-1"], "--scene is -1"), (["--scene", "9" * 20], f"--scene is {'9' * 20}, expected 0 to 1000000000"),
+    (["--save", "answer.txt"], "ends in .png"),
     (["--save", ".png"], "ends in .png"),
     (["--save", "nowhere/answer.png"], "its folder does not exist"),
 ])  # fmt: skip

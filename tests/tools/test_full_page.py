@@ -57,7 +57,8 @@ def measured(accuracy: float, blind: float, cosine: float) -> dict:
 
     def condition(becomes: int) -> dict:
         gained = 4 + max(becomes - right, 0)
-        return {"n": ITEMS, "clean": right, "right": becomes, "gained": gained, "lost": right - becomes + gained}
+        return {"n": ITEMS, "clean": right, "right": becomes, "gained": gained, "lost": right - becomes + gained,
+                "delta": (becomes - right) / ITEMS}  # fmt: skip
 
     return {
         **dict.fromkeys(store.MEASURED),
@@ -265,13 +266,35 @@ def test_a_result_of_an_older_study_does_not_count(tmp_path):
     assert run.name in block.missing and len(block.checkpoints) == 7
 
 
+def change(path: Path, field: str, *value) -> None:
+    """Sets a field of a stored result, or removes it."""
+    result = json.loads(path.read_text())
+    *above, last = field.split(".")
+    node = result
+    for name in above:
+        node = node[name]
+    node.pop(last)
+    node.update({last: each for each in value})
+    path.write_text(json.dumps(result))
+
+
 @pytest.mark.parametrize("damage, message", [
     (lambda path: path.write_text(path.read_text()[:100]), "not JSON"),
     (lambda path: path.write_text(json.dumps({**json.loads(path.read_text()), "blocks": ["other"]})),
      "is of block 'other', expected some of lambda_plain, lambda_bottleneck, trajectories"),
     (lambda path: path.write_text(path.read_text().replace('"format": 1', '"format": 2')), "format is 2, expected 1"),
-    (lambda path: path.write_text(path.read_text().replace('"lost"', '"last"')), "'lost' cannot be read"),
+    (lambda path: path.write_text(path.read_text().replace('"lost"', '"last"')), "latents.lost is missing"),
     (lambda path: path.write_text(path.read_text().replace('"gained": 4', '"gained": 5')), "expected clean \\+ gained"),
+    (lambda path: change(path, "name"), "name is missing"), (lambda path: change(path, "seed", "0"), "seed is '0'"),
+    (lambda path: change(path, "verdict", "x"), "verdict is 'x', expected an object or null"),
+    (lambda path: change(path, "status", "failed"), "error is None, expected text"),
+    (lambda path: change(path, "scores.content.items", 0), "content.items is 0, expected a whole number above 0"),
+    (lambda path: change(path, "scores.content.right", 99999), "content.right is 99999, expected .*at most 1000"),
+    (lambda path: change(path, "audit.right", "5"), "audit.right is '5', expected a whole number, at most 400"),
+    (lambda path: change(path, "cosine.taught", 5.0), "cosine.taught is 5.0, expected -1 to 1"),
+    (lambda path: change(path, "cosine.taught", float("nan")), "cosine.taught is nan"),
+    (lambda path: change(path, "conditions.oracle.delta", 0.9), "oracle.delta is 0.9, expected .*, by its counts"),
+    (lambda path: change(path, "argued.donor_directed.items", 0), "argued.donor_directed.items is 0"),
     (lambda path: path.write_text(path.read_text().replace('"items": 400', '"items": 401')), "those of the clean pass"),
 ])  # fmt: skip
 def test_a_damaged_result_is_refused_by_name_in_one_line(tmp_path, damage, message):
@@ -282,6 +305,15 @@ def test_a_damaged_result_is_refused_by_name_in_one_line(tmp_path, damage, messa
     with pytest.raises(JsonError, match=message) as error:
         report.gather(blocks)
     assert str(error.value).startswith(str(path)) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("shared", [{}, {"format": 1, "checkpoints": ["a"]}, {"checkpoints": 3}])
+def test_shared_parameters_of_another_kind_are_refused_by_name(tmp_path, shared):
+    blocks = study(tmp_path)
+    blocks.store.folder.mkdir(parents=True)
+    (blocks.store.folder.parent / report.SHARED).write_text(json.dumps(shared))
+    with pytest.raises(JsonError, match="shared.json: .*, expected what tools/transplant.py writes"):
+        report.gather(blocks)
 
 
 def test_a_study_without_any_result_has_a_page_that_says_so(tmp_path):

@@ -70,6 +70,13 @@ def test_a_state_comes_after_its_run_and_trains_nothing_of_its_own(tmp_path):
     ({"one": ""}, "blocks name nothing to train"),
     ({"one": "plain: lvr warmth=3"}, "no field 'warmth'"),
     ({"one": "plain: lvr peak=-1"}, "lvr peak=-1: configs/lvr.py: optimizer.peak is -1.0, expected"),
+    ({"one": "plain: lvr lambda=1|-1"}, "lvr lambda=-1: configs/lvr.py: reconstruction.points is"),
+    ({"one": "plain: lvr lambda=nan"}, "lvr lambda=nan: configs/lvr.py: reconstruction.points is"),
+    ({"one": "plain: lvr target=foo"}, "objective.target is 'foo', expected one of"),
+    ({"one": "plain: lvr head=foo"}, "latent_head is 'foo', expected one of simple, glu"),
+    ({"one": "plain: lvr route=head_only"}, "objective.route is 'head_only', expected a head beside it"),
+    ({"one": "plain: lvr at=1.5"}, "lvr at=1.5: at is '1.5', expected a step"),
+    ({"one": "plain: lvr at=99999"}, "lvr at=99999: at is 99999, expected a step, 1 to 300"),
 ])  # fmt: skip
 def test_blocks_that_cannot_be_are_refused_by_name(tmp_path, blocks, said):
     with pytest.raises(ValueError, match=said):
@@ -233,7 +240,12 @@ SOUND = {"name": "p", "block": "lambdas", "statement": "s", "direction": "up", "
 
 @pytest.mark.parametrize("changes, said", [
     ({"quantity": "luck"}, "has quantity 'luck'"), ({"block": "variant"}, "is of block 'variant'"),
-    ({"of": "beauty"}, "has of 'beauty'"), ({"low": None}, "has no bound"), ({"x": "cosine"}, "or have, 'x'"),
+    ({"of": "beauty"}, "has of 'beauty'"), ({"of": 5}, "has of 5"),
+    ({"of": "delta nonsense"}, "has of 'delta nonsense'"),
+    ({"of": "follows zero"}, "has of 'follows zero'"), ({"low": None}, "expected a number for one or both"),
+    ({"low": "a"}, "has low 'a' and high None"), ({"low": 5.0, "high": 1.0}, "expected low below high"),
+    ({"low": float("nan")}, "has low nan"), ({"where": "lvr"}, "has where 'lvr', expected a dict of axes"),
+ ({"x": "cosine"}, "or have, 'x'"),
     ({"where": {"lambda": 7}}, "chooses no run of lambdas"), ({"where": {"warmth": 7}}, "chooses by 'warmth'"),
     ({"direction": "left"}, "has direction 'left'"),
 ])  # fmt: skip
@@ -241,6 +253,28 @@ def test_a_prediction_that_nothing_can_decide_is_refused(tmp_path, changes, said
     Blocks(config(tmp_path, TWO, (SOUND,)), tmp_path)
     with pytest.raises(ValueError, match=said):
         Blocks(config(tmp_path, TWO, (SOUND | changes,)), tmp_path)
+
+
+@pytest.mark.parametrize("predictions, said", [
+    ((SOUND, SOUND), "predictions: 'p' is there twice"), ((5,), "predictions: 5, expected a dict"),
+    (({**{k: v for k, v in SOUND.items() if k != "against"}, "quantity": "within", "x": "cosine", "by": "warmth"},),
+     "has by 'warmth', expected one of"),
+])  # fmt: skip
+def test_predictions_are_dicts_with_names_of_their_own(tmp_path, predictions, said):
+    with pytest.raises(ValueError, match=said):
+        Blocks(config(tmp_path, TWO, predictions), tmp_path)
+
+
+def test_a_block_is_named_once_in_the_order(tmp_path):
+    with pytest.raises(ValueError, match="order names block 'lambdas' twice"):
+        Blocks(config(tmp_path, TWO, order=("lambdas", "variants", "lambdas")), tmp_path)
+
+
+def test_a_folder_in_a_results_place_is_named(tmp_path):
+    blocks = Blocks(config(tmp_path, TWO), tmp_path)
+    blocks.store.path(blocks.runs[0]).mkdir(parents=True)
+    with pytest.raises(ValueError, match="lvr-lambda-0.json: is a folder, expected the result of 'lvr lambda=0'"):
+        blocks.finished()
 
 
 def test_the_full_studys_predictions_choose_runs_and_have_names_of_their_own(tmp_path):

@@ -35,6 +35,11 @@ def test_what_is_below_a_range_is_refused_by_name(name, allowed):
         ({"init.fork_at": 1.5}, "init.fork_at is 1.5, expected a number, at least 0, at most 1"),
         ({"optimizer.betas": (0.9, 1.0)}, "expected of each a number, at least 0, below 1"),
         ({"objective.stage_weights": ("one",)}, "expected of each a number, at least 0"),
+        ({"objective.noise": math.inf}, "objective.noise is inf, expected a number, at least 0"),
+        ({"steps": 10**20}, "steps is 1000.*, expected a whole number, at least 0"),
+        ({"reconstruction.points": ((0.0, math.nan),)}, r"reconstruction.points is .*, expected one or more \(share"),
+        ({"reconstruction.points": ((0.0, -1.0),)}, "and of each value a number, at least 0"),
+        ({"own.points": ((1.5, 0.0),)}, "own.points is .*, expected one or more"),
     ],
 )
 def test_what_is_no_number_of_its_field_is_refused(fields, message):

@@ -21,7 +21,6 @@ from lvr_jax.api.reply import Reply
 from lvr_jax.api.sweep import Sweep
 from lvr_jax.data.digit_scenes import DigitSearch
 from lvr_jax.data.sample import Sample
-from lvr_jax.evaluation.subject import TEXT_ONLY
 from lvr_jax.latents import conditions as engine
 
 DONORS = 8          # generated scenes whose latents may be fed instead
@@ -89,7 +88,7 @@ class Session:
     def __init__(self, checkpoint: str | os.PathLike, **options):
         self.model = lvr_jax.open(checkpoint, **options)
         self.name = "/".join(os.path.normpath(os.fspath(checkpoint)).split(os.sep)[-3:])
-        self.text_only = self.model.subject.spec is TEXT_ONLY
+        self.text_only = not self.model.subject.has_latents
         self.pool = np.zeros((DONORS, 0, 0), np.float32)        # [DONORS, Z, D], as a condition's function sees latents
         self.said: list[str] = [""] * DONORS
         if not self.text_only:

@@ -22,6 +22,7 @@ A prediction of `config.predictions` is a dict:
                     undecided
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -41,6 +42,7 @@ QUANTITIES = {
 }  # fmt: skip
 ALWAYS = {"name", "block", "statement", "direction", "quantity", "where", "low", "high"}
 DIRECTIONS = ("up", "down", "none", "level")
+DONOR = "donor"         # begins the names of conditions whose latents argue for an answer of their own
 MEASURES = ("accuracy", "blind", "through", "cosine", "free")
 SHOWN = {"answer_blind_to_latents": "blind", "donor_directed": "another's", "oracle": "oracle"}
 
@@ -60,11 +62,20 @@ def _among(value: object, asked: object) -> bool:
     return value in asked if isinstance(asked, tuple | list) else value == asked
 
 
-def check(predictions: Sequence[Mapping], order: Sequence[str], axes: Sequence[Mapping]) -> None:
-    """ValueError for a prediction that cannot be decided; axes: of all runs, with setting, config and seed."""
+def check(
+    predictions: Sequence[Mapping], order: Sequence[str], axes: Sequence[Mapping], conditions: Sequence[str]
+) -> None:
+    """ValueError for a prediction that cannot be decided; axes: of all runs, with setting, config and seed; conditions:
+    of their audits."""
     names = set().union(*axes)
+    seen: set[str] = set()
     for p in predictions:
+        if not isinstance(p, Mapping):
+            raise ValueError(f"predictions: {p!r}, expected a dict of the fields that tools/study/blocks.py lists")
         where = f"predictions: {p.get('name', '?')!r}"
+        if where in seen:
+            raise ValueError(f"{where} is there twice")
+        seen.add(where)
         quantity = p.get("quantity")
         if quantity not in QUANTITIES:
             raise ValueError(f"{where} has quantity {quantity!r}, expected one of {', '.join(QUANTITIES)}")
@@ -75,12 +86,22 @@ def check(predictions: Sequence[Mapping], order: Sequence[str], axes: Sequence[M
         if p["direction"] not in DIRECTIONS:
             raise ValueError(f"{where} has direction {p['direction']!r}, expected one of {', '.join(DIRECTIONS)}")
         for name in {"of", "x"} & set(p):
-            if p[name] not in MEASURES and p[name].split(" ")[0] not in ("delta", "follows"):
-                raise ValueError(f"{where} has {name} {p[name]!r}, expected one of {', '.join(MEASURES)}, "
-                                 "delta CONDITION, follows CONDITION")  # fmt: skip
-        if p["low"] is None and p["high"] is None:
-            raise ValueError(f"{where} has no bound, expected low or high")
+            verb, _, condition = str(p[name]).partition(" ")
+            audited = condition in conditions and (verb == "delta" or condition.startswith(DONOR))
+            if p[name] not in MEASURES and not (verb in ("delta", "follows") and audited):
+                raise ValueError(f"{where} has {name} {p[name]!r}, expected one of {', '.join(MEASURES)}, delta or (of "
+                                 f"donors) follows CONDITION, of {', '.join(conditions)}")  # fmt: skip
+        if "by" in p and p["by"] not in names:
+            raise ValueError(f"{where} has by {p['by']!r}, expected one of {', '.join(sorted(names))}")
+        low, high = p["low"], p["high"]
+        bounds = [bound for bound in (low, high) if bound is not None]
+        if not bounds or not all(isinstance(bound, int | float) and math.isfinite(bound) for bound in bounds):
+            raise ValueError(f"{where} has low {low!r} and high {high!r}, expected a number for one or both, else None")
+        if len(bounds) == 2 and low >= high:
+            raise ValueError(f"{where} has low {low} and high {high}, expected low below high")
         for which in {"where", "against"} & set(p):
+            if not isinstance(p[which], Mapping):
+                raise ValueError(f"{where} has {which} {p[which]!r}, expected a dict of axes")
             if unknown := set(p[which]) - names:
                 raise ValueError(f"{where} chooses by {sorted(unknown)[0]!r}, expected some of "
                                  f"{', '.join(sorted(names))}")  # fmt: skip
@@ -99,7 +120,7 @@ class Blocks:
         self._known = {run.name: axes_of(run, training_settings(config, run)) for run in self.runs}
         known = [{**run["axes"], **{name: run[name] for name in ("setting", "config", "seed", "blocks")}}
                  for run in self.planned()]  # fmt: skip
-        check(config.predictions, config.order, known)
+        check(config.predictions, config.order, known, config.conditions.split(","))
 
     def planned(self) -> list[dict]:
         """What a result says of its run, for every run of the study."""

@@ -109,13 +109,16 @@ class Run:
     @property
     def folder(self) -> Path:
         """Of all that belongs to the run."""
-        slug = re.sub(r"[^a-z0-9_.]+", "-", self.variant.lower()).strip("-")
+        slug = re.sub(r"[^a-z0-9_.]+", "-", self.variant.lower().replace("=-", "=minus-")).strip("-")
         return self.workdir / "runs" / (f"{slug}-{self.seed}" if self.seed else slug)
 
     @property
     def at(self) -> int | None:
         """The step whose state is looked at; None: the last one."""
-        return int(dict(self.axes)[AT]) if AT in dict(self.axes) else None
+        said = dict(self.axes).get(AT)
+        if said is not None and not said.isdecimal():
+            raise ValueError(f"{self.variant}: at is {said!r}, expected a step")
+        return None if said is None else int(said)
 
     @property
     def whole(self) -> "Run":
@@ -199,6 +202,8 @@ def _of_blocks(config: ConfigDict, workdir: Path) -> list[Run]:
     if set(config.order) != set(config.blocks):
         wrong = sorted(set(config.order) ^ set(config.blocks))[0]
         raise ValueError(f"order and blocks do not name the same blocks: {wrong!r} is in one of them")
+    if twice := [block for n, block in enumerate(config.order) if block in config.order[:n]]:
+        raise ValueError(f"order names block {twice[0]!r} twice")
     for block in config.order:
         asked: dict[Path, Run] = {}
         for part in filter(None, (part.strip() for part in config.blocks[block].split(";"))):

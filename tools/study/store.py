@@ -67,6 +67,8 @@ class Store:
 
     def read(self, run: Run) -> dict | None:
         """What is stored for a run, whatever its key; None without a sound file."""
+        if self.path(run).is_dir():
+            raise JsonError(f"{self.path(run)}: is a folder, expected the result of {run.name!r}")
         try:
             found = read_object(self.path(run))
         except (FileNotFoundError, JsonError):

@@ -8,9 +8,9 @@ from typing import Any
 from lvr_jax.files.json_io import JsonError, read_object
 from lvr_jax.files.whole_file import write_whole
 from lvr_jax.prism.report.page import image_bytes
-from study import store
+from study import result_check, store
 from study.blocks import Blocks, chosen
-from study.page import text
+from study.page import shared_section, text
 from study.page.estimates import counted, estimate, in_words
 from study.page.findings import Checkpoint, Line
 
@@ -126,6 +126,7 @@ def _refuse_strangers(blocks: Blocks) -> None:
         unknown = [name for name in named if name not in blocks.config.order]
         if unknown:
             raise JsonError(f"{path}: is of block {unknown[0]!r}, expected some of {', '.join(blocks.config.order)}")
+        result_check.check(result, path)
 
 
 def _checkpoint(result: Mapping[str, Any], blocks: Blocks) -> Checkpoint:
@@ -159,7 +160,15 @@ def _block(name: str, blocks: Blocks, done: Mapping[str, Checkpoint], failed: Ma
 
 
 def _shared(path: Path) -> dict[str, Any] | None:
-    return read_object(path) if path.exists() else None
+    if not path.exists():
+        return None
+    found = read_object(path)
+    try:
+        shared_section.section(found, "")
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, ZeroDivisionError) as error:
+        what = f"{type(error).__name__} ({error})"
+        raise JsonError(f"{path}: {what}, expected what tools/transplant.py writes") from error
+    return found
 
 
 def lines_of(block: text.Block) -> list[Line]:
