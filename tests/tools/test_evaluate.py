@@ -14,8 +14,9 @@ import quick
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden"
-sys.path.insert(0, str(ROOT / "tools"))
+sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "tests" / "multihost")]
 
+from processes import free_port  # noqa: E402
 
 import evaluate  # noqa: E402
 from lvr_jax.checkpoints import to_flax  # noqa: E402
@@ -107,7 +108,7 @@ def test_two_processes_write_the_file_of_one(hf, first, tmp_path):
     code = ("import sys, jax; jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]));"
             f"sys.path.insert(0, {str(ROOT / 'tools')!r}); import evaluate; sys.exit(evaluate.main(sys.argv[3:]))")
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
-    port = 20000 + os.getpid() % 20000
+    port = free_port()
     arguments = ["--checkpoint", hf, *SHORT, "--batch", "2", "--output", tmp_path / "x.jsonl"]
     runs = [subprocess.Popen([sys.executable, "-c", code, f"localhost:{port}", str(k), *map(str, arguments)],
                              env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
