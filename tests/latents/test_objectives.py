@@ -165,7 +165,7 @@ def parameter_gradients(route: str, head: str = "none") -> tuple[float, dict[str
         model = nnx.merge(graph, state)
         return objectives.loss(model, batch, objective, ONE, total, jax.random.key(0), Compute())[1]["loss_lvr"]
 
-    value, found = jax.jit(jax.value_and_grad(part), compiler_options=quick.FUSED)(state)
+    value, found = jax.jit(jax.value_and_grad(part))(state)
     return float(value), {path: np.asarray(x) for path, x in flat(nnx.to_pure_dict(found)).items()}
 
 

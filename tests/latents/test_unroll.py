@@ -15,10 +15,10 @@ from lvr_jax.latents.unroll import Part, unroll
 from lvr_jax.models.layers import Compute
 from lvr_jax.models.records import Images, Tokens
 
-ALIGNMENT = Alignment(text=(14, 4, 7), latents=(4, 3))
+ALIGNMENT = Alignment(text=(14, 4, 7), latents=(3, 2))
 PARTS = tuple(Part(*bounds) for bounds in ALIGNMENT.bounds)
 # Two blocks, one block, and latents that fill their part, or do not.
-EXAMPLES = (example(0, ((1, 4), (1, 2))), example(1, ((1, 2),)), example(2, ((1, 3), (1, 3))))
+EXAMPLES = (example(0, ((1, 3), (1, 1))), example(1, ((1, 2),)), example(2, ((1, 2), (1, 2))))
 
 
 def packed() -> dict:
@@ -120,7 +120,7 @@ def test_own_latents_and_their_gradients_equal_those_of_a_python_loop(aligned, o
     # Through time: the image, read by nothing after the blocks but by latents, moves what is fed.
     assert np.abs(np.asarray(gradient)[0, : PARTS[0].stop]).max() > 0
     # What the model's own state replaced has no influence left.
-    assert (np.asarray(gradient)[own] == 0).all() and own.sum() >= 5
+    assert (np.asarray(gradient)[own] == 0).all() and own.sum() >= 4
 
 
 def test_own_latents_are_fed_where_asked_and_change_what_follows(aligned, own):
@@ -141,9 +141,9 @@ def test_a_row_without_static_parts_is_refused(aligned):
 
 
 def test_an_example_that_does_not_fit_its_part_is_named():
-    with pytest.raises(BudgetError, match="part 1 has 4 latents"):
-        align(packed(), Alignment(text=(14, 4, 7), latents=(3, 3)))
+    with pytest.raises(BudgetError, match="part 1 has 3 latents"):
+        align(packed(), Alignment(text=(14, 4, 7), latents=(2, 2)))
     with pytest.raises(BudgetError, match="tokens of text"):
-        align(packed(), Alignment(text=(5, 4, 7), latents=(4, 3)))
+        align(packed(), Alignment(text=(5, 4, 7), latents=(3, 2)))
     with pytest.raises(DataError, match="a row holds several examples"):
         align(batch_of([EXAMPLES[0], EXAMPLES[1]]), ALIGNMENT)

@@ -16,6 +16,7 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "training"))
+import quick  # noqa: E402
 import runs  # noqa: E402
 
 LAUNCH = str(ROOT / "tools" / "launch_tpu.sh")
@@ -30,9 +31,11 @@ SMALL = (
 
 
 def worker(*command: str, **environment: str) -> subprocess.Popen:
+    flags = quick.flags(2, (*quick.OPTIONS, *quick.UNFUSED))
+    environment = runs.environment(**{"XLA_FLAGS": flags, "PAUSE": "0.1", **environment})
     return subprocess.Popen(
-        [LAUNCH, "worker", *command], cwd=ROOT, env=runs.environment(2, **{"PAUSE": "0.1", **environment}), text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        [LAUNCH, "worker", *command], cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )  # fmt: skip
 
 
@@ -62,7 +65,8 @@ def test_two_hosts_stopped_by_sigterm_and_started_again_end_as_two_that_were_not
 
     hosts, waited = two_hosts(stopped, steps), time.monotonic()
     while not (stopped / "metrics.jsonl").exists() or len(runs.metrics(stopped)) < 3:
-        assert all(host.poll() is None for host in hosts) and time.monotonic() - waited < 600
+        assert not (ended := [host.communicate() for host in hosts if host.poll() is not None]), ended
+        assert time.monotonic() - waited < 600
         time.sleep(0.02)
     for host in hosts:
         host.send_signal(signal.SIGTERM)
