@@ -274,7 +274,7 @@ def change(path: Path, field: str, *value) -> None:
     for name in above:
         node = node[name]
     node.pop(last)
-    node.update({last: each for each in value})
+    node |= dict.fromkeys([last], value[0]) if value else {}
     path.write_text(json.dumps(result))
 
 
