@@ -10,7 +10,8 @@ it. Of the others: besides that the runs of `lambda_plain`, and ten of `lambda_b
 they have anew, a single 300-step run of the whole mask, the dial's end.
 
 Cost: two to three minutes of one core a run, five with rollout or a route by position, half a minute for an earlier
-state.
+state. In all 5.1 hours of one core of a virtual machine (x86 with AVX-512, two cores), in sittings that were killed and
+went on.
 
     python tools/reproduce.py --config configs/full_study.py --workdir runs/full_study
     python tools/reproduce.py --config configs/full_study.py --workdir runs/full_study --config.only=report

@@ -21,7 +21,8 @@ def headline(lines: Sequence[Line], paper: Paper, panels: Sequence[Line]) -> Fig
     grid = figure.add_gridspec(max(len(panels), 1), 2, width_ratios=(2.1, 1))
     axis = figure.add_subplot(grid[:, 0] if panels else grid[:, :])
     for n, line in enumerate(lines):
-        colour, marker = COLOURS[n % len(COLOURS)], MARKERS[n % len(MARKERS)]
+        # Where colours come again, markers are others.
+        colour, marker = COLOURS[n % len(COLOURS)], MARKERS[(n + n // len(COLOURS)) % len(MARKERS)]
         there = findings.pairs(line.checkpoints, "cosine", "accuracy")
         axis.scatter([x for _, x, _ in there], [y for _, _, y in there], s=16, alpha=0.45, linewidths=0, zorder=2,
                      color=colour, marker=marker)  # fmt: skip

@@ -30,9 +30,9 @@ TITLES = {
         "the reconstruction loss alone makes them informative. Does cosine tell who answers here?",
     ),
     "lambda_rollout": (
-        "lambda, bottleneck with rollout",
-        "The same, but trained on the latents that the model makes itself, so that cross-entropy reaches them, beside "
-        "teacher forcing of the same eight pooled latents. Does the relation vanish again?",
+        "lambda, pooled latents",
+        "The bottleneck again, but trained on the latents that the model makes itself (rollout), so that cross-entropy "
+        "reaches them, beside teacher forcing of the same eight pooled latents. Does the relation vanish again?",
     ),
     "variants": (
         "the paper's variants", "Noise, decoupling and progressive stages, and the stages with LVR's weight."
@@ -43,7 +43,9 @@ TITLES = {
         "token of the row's pictures, drawn anew each step, `random` noise of the same norm; `wrong_box` is the same "
         "region half the picture's height further on, always the same, and as easy to learn as the right one. "
         "`head=glu` puts a latent head on the network; with `head_only` the loss trains that head and nothing below "
-        "it. Cosine is with the right box for all of them.",
+        "it. Cosine is with the right box for all of them. Runs with a head were made twice: the first time, as in "
+        "released inference code, the first latent was fed back past the head, a fault that was found and mended before "
+        "the block was whole.",
     ),
     "routing": (
         "routes by position",
