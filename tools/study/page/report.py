@@ -44,8 +44,8 @@ TITLES = {
         "region half the picture's height further on, always the same, and as easy to learn as the right one. "
         "`head=glu` puts a latent head on the network; with `head_only` the loss trains that head and nothing below "
         "it. Cosine is with the right box for all of them. Runs with a head were made twice: the first time, as in "
-        "released inference code, the first latent was fed back past the head, a fault that was found and mended before "
-        "the block was whole.",
+        "released inference code, the first latent was fed back past the head, a fault that was found and mended "
+        "before the block was whole.",
     ),
     "routing": (
         "routes by position",
