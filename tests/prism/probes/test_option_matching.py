@@ -72,9 +72,9 @@ def test_fp32_chooses_what_fp64_does_but_for_ties():
 
 @pytest.mark.slow
 def test_a_planted_text_is_found_at_191_items_and_the_letter_is_not():
-    """Twelve draws: always found, and by the letter as often as a test at 1 in 20 finds nothing."""
+    """Twenty draws: always found, and by the letter as often as a test at 1 in 20 finds nothing."""
     found, letters = [], []
-    for seed in range(12):
+    for seed in range(20):
         x, features, labels, options = planted(191, 64, 150, seed)
         valid = np.ones(191, bool)
         questions = Questions(np.zeros(191, str), [""] * 191, labels, options, features)
@@ -84,7 +84,7 @@ def test_a_planted_text_is_found_at_191_items_and_the_letter_is_not():
         drawn = control_labels("marginal", labels, 19, n_classes=6, seed=seed)
         letters.append(float(decodability(np.float32(x), labels, drawn, folds, n_classes=6, draws=200).control_p))
     assert all(above and p <= 0.05 for above, p in found)
-    assert sum(p <= 0.05 for p in letters) <= 3       # of 12; four or more have a chance of 0.2 %
+    assert sum(p <= 0.05 for p in letters) <= 4       # 1 expected of 20; five or more have a chance of 0.3 %
 
 
 def test_nothing_planted_is_found_at_its_nominal_rate():
