@@ -35,17 +35,19 @@ class _Range:
 
     def __str__(self) -> str:
         low = f"{'above' if self.above else 'at least'} {self.least:g}"
-        high = "" if self.most in (math.inf, MOST) else f", {'below' if self.below else 'at most'} {self.most:g}"
+        most = self.most if self.whole else f"{self.most:g}"
+        high = "" if self.most == math.inf else f", {'below' if self.below else 'at most'} {most}"
         return f"{'a whole number' if self.whole else 'a number'}, {low}{high}"
 
 
-MOST = 2**31 - 1            # what an array of the loop can count
-COUNT, SIZE = _Range(0, MOST, whole=True), _Range(1, MOST, whole=True)
+COUNT, SIZE = _Range(0, whole=True), _Range(1, whole=True)
 AMOUNT, POSITIVE, SHARE = _Range(0), _Range(0, above=True), _Range(0, 1)
 DECAY = _Range(0, 1, below=True)
 
 NUMBERS = {
-    "seed": COUNT, "steps": COUNT, "rows": SIZE, "accumulate": SIZE, "shards": COUNT, "init.fork_at": SHARE,
+    # A key of jax.random has 32 bits of its seed; the step is an int32 of the state.
+    "seed": _Range(0, 2**32 - 1, whole=True), "steps": _Range(0, 2**31 - 1, whole=True),
+    "rows": SIZE, "accumulate": SIZE, "shards": COUNT, "init.fork_at": SHARE,
     "objective.diversity": AMOUNT, "objective.noise": AMOUNT, "objective.chunk": SIZE,
     "optimizer.peak": AMOUNT, "optimizer.eps": POSITIVE, "optimizer.weight_decay": AMOUNT,
     "optimizer.warmup_ratio": SHARE, "optimizer.clip": _Range(0, above=True, endless=True),

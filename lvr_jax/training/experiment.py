@@ -65,9 +65,29 @@ def _schedule(name: str, fields: Mapping, steps: int) -> Points:
     return _record(Points, name, {**_plain(fields), "points": points if steps else points[:1]})
 
 
-def objective_of(c: ConfigDict) -> Objective:
-    """The objective of a config. ConfigFieldError for a field that no objective has, or a value that none can have."""
-    return _record(Objective, "objective", c.objective)
+def head_of(c: ConfigDict, held: str) -> str:
+    """The kind of latent head of a run whose checkpoint has the kind `held`. ConfigFieldError for one that it cannot
+    have."""
+    if c.latent_head in ("", held):
+        return held
+    if c.latent_head not in LATENT_HEADS or held != "none":
+        allowed = LATENT_HEADS if held == "none" else (held,)
+        raise ConfigFieldError(
+            f"latent_head is {c.latent_head!r}, expected '' or {' or '.join(map(repr, allowed))}: the checkpoint's is "
+            f"{held!r}"
+        )
+    return c.latent_head
+
+
+def objective_of(c: ConfigDict, head: str) -> Objective:
+    """The objective of a network with this kind of latent head. ConfigFieldError for what none can have."""
+    objective = _record(Objective, "objective", c.objective)
+    if objective.route == "head_only" and head == "none":
+        raise ConfigFieldError(
+            "objective.route is 'head_only' and the network has no latent head: expected latent_head 'simple' or "
+            "'glu', or another route"
+        )
+    return objective
 
 
 def compute_of(fields: Mapping, objective: Objective, aligned: bool, platform: str, device_kind: str = "") -> Compute:
@@ -129,12 +149,7 @@ class Experiment:
         network = _network(c)
         data = data_of(c, network)
         alignment = _record(Alignment, "alignment", c.alignment) if c.alignment.latents else None
-        objective = objective_of(c)
-        if objective.route == "head_only" and network.latent_head == "none":
-            raise ConfigFieldError(
-                "objective.route is 'head_only' and the network has no latent head: expected latent_head 'simple' or "
-                "'glu', or another route"
-            )
+        objective = objective_of(c, network.latent_head)
         if (objective.feedback != "teacher") != (alignment is not None):
             raise ConfigFieldError(
                 f"objective.feedback is {objective.feedback!r} and alignment.latents {c.alignment.latents}: own "
@@ -215,12 +230,4 @@ def _network(c: ConfigDict) -> Config:
     if not c.init.checkpoint and c.model not in known:
         raise ConfigFieldError(f"model is {c.model!r}, expected one of {sorted(known)}")
     found = checkpoints.read_config(c.init.checkpoint) if c.init.checkpoint else known[c.model]
-    if c.latent_head in ("", found.latent_head):
-        return found
-    if c.latent_head not in LATENT_HEADS or found.latent_head != "none":
-        allowed = LATENT_HEADS if found.latent_head == "none" else (found.latent_head,)
-        raise ConfigFieldError(
-            f"latent_head is {c.latent_head!r}, expected '' or {' or '.join(map(repr, allowed))}: the checkpoint's is "
-            f"{found.latent_head!r}"
-        )
-    return dataclasses.replace(found, latent_head=c.latent_head)
+    return dataclasses.replace(found, latent_head=head_of(c, found.latent_head))

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from lvr_jax.latents.spec import HEAD_FIELD, PREDICTORS
 from lvr_jax.training.config_fields import ConfigFieldError, check_numbers, without_later
-from lvr_jax.training.experiment import LATENT_HEADS, objective_of
+from lvr_jax.training.experiment import head_of, objective_of
 from study.runs import BASE, Run
 
 # What training reads of an experiment's config besides paths; logs, meshes, profiles and the like leave the result.
@@ -51,14 +51,9 @@ def experiment(run: Run, settings: Mapping[str, Any]) -> ConfigDict:
                 node[last] = value
     try:
         check_numbers(config)
-        objective = objective_of(config)
+        objective_of(config, head_of(config, held="none"))
     except ConfigFieldError as error:
         raise ValueError(f"{run.variant}: configs/{run.config}.py: {error}") from None
-    head = config.latent_head
-    if head not in ("", *LATENT_HEADS):
-        raise ValueError(f"{run.variant}: latent_head is {head!r}, expected one of {', '.join(LATENT_HEADS)}")
-    if objective.route == "head_only" and not head:
-        raise ValueError(f"{run.variant}: objective.route is 'head_only', expected a head beside it (head=glu)")
     if run.at is not None and not 0 < run.at <= config.steps:
         raise ValueError(f"{run.variant}: at is {run.at}, expected a step, 1 to {config.steps}")
     return config
