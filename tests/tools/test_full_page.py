@@ -273,7 +273,7 @@ def change(path: Path, field: str, *value) -> None:
     node = result
     for name in above:
         node = node[name]
-    node.pop(last)
+    node.pop(last, None)
     node |= dict.fromkeys([last], value[0]) if value else {}
     path.write_text(json.dumps(result))
 
@@ -285,7 +285,10 @@ def change(path: Path, field: str, *value) -> None:
     (lambda path: path.write_text(path.read_text().replace('"format": 1', '"format": 2')), "format is 2, expected 1"),
     (lambda path: path.write_text(path.read_text().replace('"lost"', '"last"')), "latents.lost is missing"),
     (lambda path: path.write_text(path.read_text().replace('"gained": 4', '"gained": 5')), "expected clean \\+ gained"),
-    (lambda path: change(path, "name"), "name is missing"), (lambda path: change(path, "seed", "0"), "seed is '0'"),
+    (lambda path: change(path, "name"), "name is missing"),
+    (lambda path: change(path, "name", "foo"), "name is 'foo', expected '.*', of the run that has"),
+    (lambda path: change(path, "scores.by_category", "x"), "scores.by_category is 'x', expected an object or null"),
+    (lambda path: change(path, "seed", "0"), "seed is '0'"),
     (lambda path: change(path, "verdict", "x"), "verdict is 'x', expected an object or null"),
     (lambda path: change(path, "status", "failed"), "error is None, expected text"),
     (lambda path: change(path, "scores.content.items", 0), "content.items is 0, expected a whole number above 0"),

@@ -73,8 +73,8 @@ def test_a_state_comes_after_its_run_and_trains_nothing_of_its_own(tmp_path):
     ({"one": "plain: lvr lambda=1|-1"}, "lvr lambda=-1: configs/lvr.py: reconstruction.points is"),
     ({"one": "plain: lvr lambda=nan"}, "lvr lambda=nan: configs/lvr.py: reconstruction.points is"),
     ({"one": "plain: lvr target=foo"}, "objective.target is 'foo', expected one of"),
-    ({"one": "plain: lvr head=foo"}, "latent_head is 'foo', expected one of simple, glu"),
-    ({"one": "plain: lvr route=head_only"}, "objective.route is 'head_only', expected a head beside it"),
+    ({"one": "plain: lvr head=foo"}, "latent_head is 'foo', expected '' or 'simple' or 'glu'"),
+    ({"one": "plain: lvr route=head_only"}, "objective.route is 'head_only' and the network has no latent head"),
     ({"one": "plain: lvr at=1.5"}, "lvr at=1.5: at is '1.5', expected a step"),
     ({"one": "plain: lvr at=99999"}, "lvr at=99999: at is 99999, expected a step, 1 to 300"),
 ])  # fmt: skip

@@ -29,10 +29,11 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from lvr_jax.multihost.hosts import StopSignal
+from lvr_jax.prism.measure.corruptions import COUNTERFACTUAL
 from lvr_jax.prism.report.tables import NOTHING, Table, number, percent, points
 from study import store
 from study.content import axes_of
-from study.jobs import Job, result_key, training_settings
+from study.jobs import Job, light_conditions, result_key, training_settings
 from study.runs import Run, runs
 from study.workers import JobFailed, Workers
 
@@ -42,7 +43,6 @@ QUANTITIES = {
 }  # fmt: skip
 ALWAYS = {"name", "block", "statement", "direction", "quantity", "where", "low", "high"}
 DIRECTIONS = ("up", "down", "none", "level")
-DONOR = "donor"         # begins the names of conditions whose latents argue for an answer of their own
 MEASURES = ("accuracy", "blind", "through", "cosine", "free")
 SHOWN = {"answer_blind_to_latents": "blind", "donor_directed": "another's", "oracle": "oracle"}
 
@@ -87,7 +87,9 @@ def check(
             raise ValueError(f"{where} has direction {p['direction']!r}, expected one of {', '.join(DIRECTIONS)}")
         for name in {"of", "x"} & set(p):
             verb, _, condition = str(p[name]).partition(" ")
-            audited = condition in conditions and (verb == "delta" or condition.startswith(DONOR))
+            # A donor's latents, and those of a changed scene, argue for an answer of their own (prism.argued).
+            argues = condition.startswith("donor") or condition == COUNTERFACTUAL
+            audited = condition in conditions and (verb == "delta" or argues)
             if p[name] not in MEASURES and not (verb in ("delta", "follows") and audited):
                 raise ValueError(f"{where} has {name} {p[name]!r}, expected one of {', '.join(MEASURES)}, delta or (of "
                                  f"donors) follows CONDITION, of {', '.join(conditions)}")  # fmt: skip
@@ -120,7 +122,7 @@ class Blocks:
         self._known = {run.name: axes_of(run, training_settings(config, run)) for run in self.runs}
         known = [{**run["axes"], **{name: run[name] for name in ("setting", "config", "seed", "blocks")}}
                  for run in self.planned()]  # fmt: skip
-        check(config.predictions, config.order, known, config.conditions.split(","))
+        check(config.predictions, config.order, known, light_conditions(config).split(","))
 
     def planned(self) -> list[dict]:
         """What a result says of its run, for every run of the study."""

@@ -180,11 +180,16 @@ def is_light(config: ConfigDict, run: Run) -> bool:
     return "blocks" in config or run.setting in names(config.light)
 
 
+def light_conditions(config: ConfigDict) -> str:
+    """Names of the conditions of a light audit, with commas between them."""
+    return config.get("conditions", f"{LIGHT},{COMPARED}")
+
+
 def prism_settings(config: ConfigDict, run: Run) -> dict:
     """What differs from configs/prism.py, or from `configs/prism.py:light`."""
     if unknown := set(names(config.get("light", ""))) - set(SETTINGS):
         raise ValueError(f"light has {sorted(unknown)[0]!r}, expected some of {', '.join(SETTINGS)}")
-    own = {"conditions.names": config.get("conditions", f"{LIGHT},{COMPARED}")} if is_light(config, run) else {
+    own = {"conditions.names": light_conditions(config)} if is_light(config, run) else {
         "conditions.sigmas": tuple(config.sigmas), "conditions.per_latent": "step_mean"
     }  # fmt: skip
     scenes = ", ".join(f"{name}={value!r}" for name, value in {"size": config.audited, **run.scenes}.items())

@@ -11,8 +11,11 @@ from study import store
 from study.runs import SETTINGS
 
 
-def check(result: Mapping[str, Any], path: Path) -> None:
-    """JsonError naming file and field. The fields are those that tools/study/store.py lists and a page reads."""
+def check(result: Mapping[str, Any], path: Path, name: str | None) -> None:
+    """JsonError naming file and field. The fields are those that tools/study/store.py lists and a page reads.
+
+    name: of the run whose place the file has; None where no run of the study has it
+    """
 
     def need(field: str, holds: Callable[[Any], bool], expected: str, of: Any = result) -> Any:
         *_, last = field.split(".")
@@ -27,12 +30,13 @@ def check(result: Mapping[str, Any], path: Path) -> None:
         for part in parts:
             need(f"{field}.{part}", lambda x: _count(x) and x <= items, f"a whole number, at most {items}", of)
 
-    def each(field: str) -> list[tuple[str, Any]]:
-        found = need(field, _fields_or_none, "an object or null")
+    def each(field: str, of: Any = result) -> list[tuple[str, Any]]:
+        found = need(field, _fields_or_none, "an object or null", of)
         return [(f"{field}.{name}", value) for name, value in (found or {}).items()]
 
     for field in ("name", "recipe", "config", "key"):
         need(field, _text, "text")
+    need("name", lambda x: name in (None, x), f"{name!r}, of the run that has this place")
     need("setting", lambda x: x in SETTINGS, f"one of {', '.join(SETTINGS)}")
     need("seed", _count, "a whole number")
     need("axes", _fields, "an object")
@@ -41,8 +45,9 @@ def check(result: Mapping[str, Any], path: Path) -> None:
         return
     scores = need("scores", _fields, "an object")
     tally("scores.content", need("scores.content", _fields, "an object", scores))
-    for name, counts in (scores.get("by_category") or {}).items():
-        tally(f"scores.by_category.{name}", counts)
+    if "by_category" in scores:
+        for field, counts in each("scores.by_category", scores):
+            tally(field, counts)
     if (audit := need("audit", _fields_or_none, "an object or null")) is not None:
         tally("audit", audit)
     for field, counts in each("conditions"):
@@ -52,8 +57,8 @@ def check(result: Mapping[str, Any], path: Path) -> None:
     for field, counts in each("argued"):
         tally(field, counts, parts=("clean", "fed"))
     if (cosine := need("cosine", _fields_or_none, "an object or null")) is not None:
-        for name in ("taught", "free", "box_mean"):
-            need(f"cosine.{name}", lambda x: x is None or _number(x) and abs(x) <= 1 + 1e-6, "-1 to 1, or null", cosine)
+        for kind in ("taught", "free", "box_mean"):
+            need(f"cosine.{kind}", lambda x: x is None or _number(x) and abs(x) <= 1 + 1e-6, "-1 to 1, or null", cosine)
     if (verdict := need("verdict", _fields_or_none, "an object or null")) is not None:
         need("verdict.kind", _text, "text", verdict)
     for field, stage in each("seconds"):

@@ -116,6 +116,7 @@ def gather(blocks: Blocks) -> text.Findings:
 
 
 def _refuse_strangers(blocks: Blocks) -> None:
+    names = {blocks.store.path(run): run.name for run in blocks.runs}
     for path in sorted(blocks.store.folder.glob("*.json")):
         result = read_object(path)
         if result.get("format") != store.FORMAT:
@@ -128,7 +129,7 @@ def _refuse_strangers(blocks: Blocks) -> None:
         unknown = [name for name in named if name not in blocks.config.order]
         if unknown:
             raise JsonError(f"{path}: is of block {unknown[0]!r}, expected some of {', '.join(blocks.config.order)}")
-        result_check.check(result, path)
+        result_check.check(result, path, names.get(path))
 
 
 def _checkpoint(result: Mapping[str, Any], blocks: Blocks) -> Checkpoint:

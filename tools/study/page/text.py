@@ -49,10 +49,15 @@ class Block:
 
     @property
     def systems(self) -> dict[str, tuple[Checkpoint, ...]]:
-        """Checkpoints by setting under the block's title, which alone is the name where there is one setting."""
-        names = list(dict.fromkeys(c.system for c in self.checkpoints))
-        return {self.title if len(names) == 1 else f"{self.title}: {name}":
-                tuple(c for c in self.checkpoints if c.system == name) for name in names}  # fmt: skip
+        """Checkpoints by what they were trained as (Checkpoint.system)."""
+        return {name: tuple(c for c in self.checkpoints if c.system == name)
+                for name in dict.fromkeys(c.system for c in self.checkpoints)}  # fmt: skip
+
+    @property
+    def rows(self) -> list[tuple[str, tuple[Checkpoint, ...]]]:
+        """The same under the block's title, which alone is the name where there is one system."""
+        alone = len(self.systems) == 1
+        return [(self.title if alone else f"{self.title}: {name}", there) for name, there in self.systems.items()]
 
     @property
     def recipes(self) -> dict[str, list[Checkpoint]]:
@@ -259,7 +264,7 @@ def _relations(found: Findings) -> str:
     if known is None:
         return ""
     rows = []
-    for title, there in (each for block in found.blocks if block.begun for each in block.systems.items()):
+    for title, there in (row for block in found.blocks if block.begun for row in block.rows):
         if known_there := findings.pairs(there, "cosine", "accuracy"):
             rows.append((title, str(len(known_there)), limits(findings.related(there))))
     rows += [("**inside blocks** (about their means)", str(known.checkpoints), f"**{limits(known.within)}**"),
@@ -291,7 +296,7 @@ def _tenth(interval: Interval) -> Interval:
 def _decomposition(found: Findings) -> str:
     """Where a change of accuracy comes from, block by block."""
     rows = []
-    for title, every in (each for b in found.blocks if b.begun for each in b.systems.items()):
+    for title, every in (row for b in found.blocks if b.begun for row in b.rows):
         there = [c for c in every if c.blind is not None]
         share = findings.carried(there)
         if share is None:
@@ -358,9 +363,11 @@ def _told(block: Block) -> str:
     said = [f"Accuracy lies between {low:.1f} and {high:.1f} %"]
     if known:
         less, more = (f"{least(x for _, x, _ in known):.2f}".replace("-", "−") for least in (min, max))
-        each = [(c.system, findings.related([d for d in every if d.system == c.system])) for c, _, _ in known]
-        r = ", ".join(f"{limits(value)}{f' ({name})' if len(block.systems) > 1 else ''}"
-                      for name, value in dict(each).items() if value or len(block.systems) == 1)  # fmt: skip
+        if len(block.systems) == 1:
+            r = limits(findings.related(every))
+        else:
+            by_system = {name: findings.related(there) for name, there in block.systems.items()}
+            r = ", ".join(f"{limits(value)} ({name})" for name, value in by_system.items() if value) or NOTHING
         said.append(f"cosine between {less} and {more}, and their correlation is {r} over "
                     f"{plural(len(known), 'checkpoint')}")  # fmt: skip
     parts = [(c.through, c.name) for c in every if c.through is not None]
