@@ -177,7 +177,9 @@ def system(name: str) -> LatentSpec:
 
 def with_head_at(spec: LatentSpec, fields: Mapping[str, Any], where: str) -> LatentSpec:
     """The system as a checkpoint whose config.json has these fields runs its latent head. SpecError for neither way."""
-    said = fields.get(HEAD_FIELD, spec.head_at)
+    said = fields.get(HEAD_FIELD)
+    if said is None:            # null, too, as others write what they do not say
+        return spec
     if said not in (OUTPUTS, PREDICTORS):
         raise SpecError(f"{where}: {HEAD_FIELD} is {said!r}, expected one of {OUTPUTS}, {PREDICTORS}")
     return dataclasses.replace(spec, head_at=said)

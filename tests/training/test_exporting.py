@@ -12,6 +12,7 @@ from lvr_jax.data.layout_fields import layout_of
 from lvr_jax.data.templates import TEMPLATES
 from lvr_jax.evaluation.rows import BenchmarkError
 from lvr_jax.evaluation.subject import open_subject
+from lvr_jax.latents.spec import system, with_head_at
 from lvr_jax.prism import experiment as prism
 from lvr_jax.prism.measure.items import template_for
 from lvr_jax.training.experiment import Experiment
@@ -60,6 +61,7 @@ def test_a_head_that_a_run_gave_its_network_is_read_back_as_that_head_and_where_
     assert checkpoints.read_config(tmp_path / "export").latent_head == "glu"
     assert open_subject(tmp_path / "export").spec.head_at == "predictors"
     assert open_subject(base).spec.head_at == "outputs"
+    assert with_head_at(system("lvr"), {"lvr_head_at": None}, "config.json") == system("lvr")
 
 
 def config(**fields):
