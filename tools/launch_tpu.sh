@@ -283,7 +283,8 @@ host_begin() {
     setsid nohup "$script" host_run "$@" </dev/null >>"$HOME/$RUN/log" 2>&1 &
     echo $! >"$HOME/$RUN/pid"
     until host_running || [[ -e $HOME/$RUN/status ]]; do
-        kill -0 $! 2>/dev/null || { tell "could not start: $(tail -n 1 "$HOME/$RUN/log")"; return; }
+        kill -0 $! 2>/dev/null || [[ -e $HOME/$RUN/status ]] ||
+            { tell "could not start: $(tail -n 1 "$HOME/$RUN/log")"; return; }
         sleep 0.05
     done
     tell started
@@ -325,23 +326,36 @@ hosts() {
         tr ',' '\n' | grep -c . || echo 1
 }
 
+# Sets `status` to the worker's child's, which may have ended long ago. A signal ends `wait` early, so it is asked again;
+# of a child whose status was read already it says 127.
+ended() {
+    local found
+    status=127 woken=yes
+    while [[ -n $woken ]]; do
+        woken="" found=0
+        wait "$child" || found=$?
+        ((found == 127)) || status=$found
+    done
+}
+
 # Runs a command until it has finished, its input is bad, or this process is asked to stop. A command that ends with 143
 # was stopped by another host's notice. Failures are counted anew after progress: train.py writes its latest checkpoint's
 # step to the file that LVR_JAX_PROGRESS names.
 worker() {
-    local status tries=0 child="" reached=""
+    local status tries=0 child="" reached="" woken
     stopped=""
     if [[ -z ${JAX_COORDINATOR_ADDRESS:-}${TPU_WORKER_HOSTNAMES:-}${JAX_DISTRIBUTED:-} ]] && (($(hosts) > 1)); then
         export JAX_DISTRIBUTED=1
     fi
     LVR_JAX_PROGRESS=$(mktemp)
     export LVR_JAX_PROGRESS
-    trap 'stopped=yes; [[ -z $child ]] || kill -TERM "$child" 2>/dev/null || true' TERM
+    trap 'stopped=yes woken=yes; [[ -z $child ]] || kill -TERM "$child" 2>/dev/null || true' TERM
     while true; do
         "$@" &
         child=$!
-        status=0
-        while kill -0 "$child" 2>/dev/null; do wait "$child" && status=0 || status=$?; done
+        # Asked to stop when the trap did not know of this child yet.
+        [[ -z $stopped ]] || kill -TERM "$child" 2>/dev/null || true
+        ended
         if [[ -n $stopped || $status == 0 || $status == 2 ]]; then return "$status"; fi
         if [[ $(cat "$LVR_JAX_PROGRESS") != "$reached" ]]; then
             reached=$(cat "$LVR_JAX_PROGRESS")

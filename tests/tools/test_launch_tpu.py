@@ -121,6 +121,14 @@ def test_a_worker_starts_its_command_again_until_it_has_finished(tmp_path, text,
     assert (tmp_path / "count").read_text().count("x") == turns
 
 
+def test_a_command_that_ended_before_the_worker_looked_has_its_own_status():
+    """Bash forgets a child's number as soon as it has ended: here a look at it would come half a second late."""
+    late = {"BASH_FUNC_kill%%": '() { sleep 0.5; builtin kill "$@"; }'}
+    process = worker("bash", "-c", "exit 2", **late)
+    process.communicate(timeout=60)
+    assert process.returncode == 2
+
+
 def test_sigterm_reaches_the_command_and_is_waited_for(tmp_path):
     text = f"trap 'sleep 0.5; echo saved; exit 143' TERM\ntouch {tmp_path}/ready\n"
     process = worker(*script(tmp_path, text + "while true; do sleep 0.05; done"))
