@@ -328,7 +328,7 @@ def loss(
     hidden = out["hidden"]
     share = batch["loss_mask"] / jnp.maximum(total.tokens, 1)
     ce, (_, correct) = weighted_cross_entropy(
-        before(batch, hidden), model.unembedding, batch["tokens"], share, objective.chunk
+        before(batch, hidden), model.unembedding, batch["tokens"], share, objective.chunk, compute.gather_predicted
     )
     routed = out
     route = ROUTES[objective.route]

@@ -42,12 +42,14 @@ class Compute:
     remat:     key of REMAT
     unroll:    layers that the scan takes at a time. More than one saves copies of what the backward pass keeps and of
                parameters' gradients, a tenth of a step on a CPU, and makes the program longer
+    gather_predicted: cross-entropy looks at predicted tokens only (see models.cross_entropy)
     """
 
     dtype: Any = jnp.float32
     attention: str = "xla"
     remat: str = "none"
     unroll: int = 1
+    gather_predicted: bool = False
 
     @classmethod
     def of_prompts(cls, dtype: Any = None) -> "Compute":

@@ -106,7 +106,8 @@ def compute_of(fields: Mapping, objective: Objective, aligned: bool, platform: s
     ):  # fmt: skip
         if value not in allowed:
             raise ConfigFieldError(f"compute.{name} is {value!r}, expected 'auto' or one of {sorted(allowed)}")
-    return Compute(jnp.dtype(dtype), attention, remat, unroll=8 if platform == "cpu" else 1)
+    cpu = platform == "cpu"
+    return Compute(jnp.dtype(dtype), attention, remat, unroll=8 if cpu else 1, gather_predicted=cpu)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -34,9 +34,9 @@ def plain(hidden, unembedding, labels, weights):
     return (losses * w).sum(), losses, correct, d_logits @ u, np.einsum("btv,btd->vd", d_logits, h)
 
 
-def run(hidden, unembedding, labels, weights, chunk, scale=1.0):
+def run(hidden, unembedding, labels, weights, chunk, scale=1.0, gathered=False):
     def loss(hidden, unembedding):
-        total, aux = weighted_cross_entropy(hidden, unembedding, labels, weights, chunk)
+        total, aux = weighted_cross_entropy(hidden, unembedding, labels, weights, chunk, gathered)
         return total * scale, aux
 
     step = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
@@ -44,20 +44,24 @@ def run(hidden, unembedding, labels, weights, chunk, scale=1.0):
     return total, losses, correct, d_hidden, d_unembedding
 
 
+@pytest.mark.parametrize("gathered", [False, True])
 @pytest.mark.parametrize("chunk", [1, 2, 8, 21, 22, 256])
-def test_value_and_gradients_equal_plain_cross_entropy(chunk):
+def test_value_and_gradients_equal_plain_cross_entropy(chunk, gathered):
     """Chunks of two rows that divide the length, that leave a padded rest, and some larger than all of it."""
     arguments = draw()
-    ours, expected = run(*arguments, chunk), plain(*arguments)
+    ours, expected = run(*arguments, chunk, gathered=gathered), list(plain(*arguments))
     np.testing.assert_array_equal(ours[2], expected[2])
+    if gathered:        # what has no weight is not looked at
+        expected[1] = np.where(arguments[3] == 0, 0, expected[1])
     for i in (0, 1, 3, 4):
         assert distance(ours[i], expected[i]) <= FP32
 
 
-def test_without_gradient_it_is_the_same_value():
+@pytest.mark.parametrize("gathered", [False, True])
+def test_without_gradient_it_is_the_same_value(gathered):
     arguments = draw()
-    total, (losses, correct) = jax.jit(weighted_cross_entropy, static_argnums=4)(*arguments, 4)
-    with_gradient = run(*arguments, 4)
+    total, (losses, correct) = jax.jit(weighted_cross_entropy, static_argnums=(4, 5))(*arguments, 4, gathered)
+    with_gradient = run(*arguments, 4, gathered=gathered)
     for a, b in zip((total, losses, correct), with_gradient):
         np.testing.assert_array_equal(a, b)
 
@@ -74,12 +78,14 @@ def test_the_incoming_gradient_scales_the_outgoing_one():
         assert distance(a, -3 * b) <= FP32
 
 
-def test_weight_zero_hides_a_token_altogether():
+@pytest.mark.parametrize("gathered", [False, True])
+def test_weight_zero_hides_a_token_altogether(gathered):
     hidden, unembedding, labels, weights = draw()
-    _, _, correct, d_hidden, _ = run(hidden, unembedding, labels, weights, 4)
+    _, _, correct, d_hidden, _ = run(hidden, unembedding, labels, weights, 4, gathered=gathered)
     away = np.asarray(weights) == 0
     assert away.any() and not np.asarray(d_hidden)[away].any() and not np.asarray(correct)[away].any()
-    total, _, _, d_hidden, d_unembedding = run(hidden, unembedding, labels, jnp.zeros_like(weights), 4)
+    weights = jnp.zeros_like(weights)
+    total, _, _, d_hidden, d_unembedding = run(hidden, unembedding, labels, weights, 4, gathered=gathered)
     assert total == 0 and not d_hidden.any() and not d_unembedding.any()
 
 
@@ -91,6 +97,15 @@ def test_bf16_states_give_fp32_losses_and_gradients_in_their_own_types():
     assert [x.dtype for x in ours] == [jnp.float32, jnp.float32, bool, jnp.bfloat16, jnp.float32]
     assert distance(ours[0], expected[0]) <= FP32 and distance(ours[1], expected[1]) <= FP32
     assert distance(ours[3], expected[3]) <= 2**-7 and distance(ours[4], expected[4]) <= 2**-7
+
+
+def test_gathered_tokens_cost_chunks_of_their_own_only():
+    """States that are not finite wherever nothing is predicted: whoever computed with them would not be finite."""
+    hidden, unembedding, labels, weights = draw(B=3, T=100)
+    weights = weights.at[:, 7:].set(0)
+    hidden = jnp.where(weights[..., None] == 0, jnp.nan, hidden)
+    total, losses, _, d_hidden, d_unembedding = run(hidden, unembedding, labels, weights, 4, gathered=True)
+    assert all(np.isfinite(x).all() for x in (total, losses, d_hidden, d_unembedding)) and total > 0
 
 
 def test_no_program_holds_all_logits():

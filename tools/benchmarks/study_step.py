@@ -82,6 +82,8 @@ def _turn(side: str, process: subprocess.Popen) -> dict:
 
 def _serve(side: str) -> None:
     """Takes STEPS steps for every line of input and answers with what they cost."""
+    os.sched_setaffinity(0, [max(os.sched_getaffinity(0))])      # as a worker of a study; XLA has a thread a core
+
     import jax
 
     from configs import lvr
@@ -160,7 +162,7 @@ def _as_before() -> None:
         losses, correct, d_hidden = (cross_entropy._unchunk(x, T) for x in (*aux, d_hidden))
         return loss, losses, correct, (d_hidden, d_kernel)
 
-    chat._Sequence, digit_scenes.paint, cross_entropy._over_chunks = Sequence, paint, over_chunks
+    chat._Sequence, digit_scenes.paint, cross_entropy._over_gathered = Sequence, paint, over_chunks
     layout._vision_layout = layout._vision_layout.__wrapped__
 
 

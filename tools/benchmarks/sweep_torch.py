@@ -34,7 +34,7 @@ from lvr_jax.models.families import abstract_model, slots
 from lvr_jax.models.layers import Compute
 from lvr_jax.models.qwen2_5_vl.vision import normalise
 
-GOAL, ITEMS, BATCH, TIE = 10.0, 2, 2, 0.02
+GOAL, ITEMS, BATCH, TIE = 7.0, 2, 2, 0.02
 STEPS = 1 + LATENTS + ANSWER
 CONDITIONS = [
     cond.clean(), cond.zero(), *(cond.absolute_noise(sigma) for sigma in (0.1, 0.3, 1.0)), cond.replaced("donor_paper"),
