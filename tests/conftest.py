@@ -2,6 +2,7 @@
 alone test files that cannot be imported here: parity tests need torch, the browser's Gradio and Chromium."""
 
 import collections
+import gc
 import importlib.util
 import shutil
 from pathlib import Path
@@ -14,6 +15,7 @@ def pytest_configure(config):
     """Workers of pytest-xdist inherit the folder of compiled programs from the process that starts them."""
     if folder := quick.begin():
         config.add_cleanup(folder.cleanup)
+    gc.set_threshold(20_000)    # what JAX traces lives on: a tenth of the time went into looking at it again
 
 
 @pytest.hookimpl(optionalhook=True)

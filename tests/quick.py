@@ -14,12 +14,13 @@ from jaxlib.version import __version_info__ as JAXLIB
 
 # A third of the time.
 LEVEL = "--xla_backend_optimization_level=0"
-OPTIONS = (LEVEL, "--xla_llvm_disable_expensive_passes=true")
+# A fifth of the rest: a small program is one module for LLVM, not 32 of them.
+ONE_MODULE = "--xla_cpu_parallel_codegen_split_count=1"
 # Half of the rest on jaxlib before 0.11; later ones do not know it, and a flag that is not known ends a process. Two
-# programs that share a part may then round it apart: those that have to agree bit for bit are compiled with FUSED, and
-# processes that get flags of their own are without it.
+# programs that share a part may then round it apart: those that have to agree bit for bit are compiled with FUSED.
 HAS_EMITTERS = JAXLIB < (0, 11)
 UNFUSED = ("--xla_cpu_use_fusion_emitters=false",) if HAS_EMITTERS else ()
+OPTIONS = (LEVEL, "--xla_llvm_disable_expensive_passes=true", ONE_MODULE, *UNFUSED)
 FUSED = {"xla_cpu_use_fusion_emitters": True} if HAS_EMITTERS else {}
 # Of a program that computes for longer than all this saves.
 OPTIMIZED = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False, **FUSED}
@@ -44,7 +45,7 @@ def begin() -> tempfile.TemporaryDirectory | None:
     Where Python is told to write no bytecode, each process would compile the modules of JAX anew, 5 s of its start.
     """
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    os.environ.setdefault("XLA_FLAGS", flags(options=(*OPTIONS, *UNFUSED)))
+    os.environ.setdefault("XLA_FLAGS", flags())
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     if PROGRAMS in os.environ and not sys.dont_write_bytecode:
         return None

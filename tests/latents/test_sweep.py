@@ -69,7 +69,7 @@ def test_batches_chunks_and_order_do_not_show(how, reference, tmp_path):
 
 
 def test_eight_devices_give_what_one_gives(reference, tmp_path):
-    run = script(tmp_path / "eight", "mesh", XLA_FLAGS=quick.flags(8, (*quick.OPTIONS, *quick.UNFUSED)))
+    run = script(tmp_path / "eight", "mesh", XLA_FLAGS=quick.flags(8))
     out, _ = run.communicate(timeout=300)
     assert run.returncode == 0 and "8 devices" in out, out
     equal(read(tmp_path / "eight"), read(reference))

@@ -31,7 +31,7 @@ SMALL = (
 
 
 def worker(*command: str, **environment: str) -> subprocess.Popen:
-    flags = quick.flags(2, (*quick.OPTIONS, *quick.UNFUSED))
+    flags = quick.flags(2)
     environment = runs.environment(**{"XLA_FLAGS": flags, "PAUSE": "0.1", **environment})
     return subprocess.Popen(
         [LAUNCH, "worker", *command], cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE,
