@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "training")]
 import runs  # noqa: E402
 from object_store import Refused, Store  # noqa: E402
+from warm import Warm  # noqa: E402
 
 TRAIN = (
     "train.py", "--config", "configs/lvr.py:tiny", "--config.steps=4", "--config.rows=4", "--config.data.tokens=256",
@@ -20,7 +21,7 @@ TRAIN = (
     "--config.log.progress=False",
 )  # fmt: skip
 PRISM = (
-    "prism.py", "--config", "configs/prism.py", "--config.benchmark=digit_search",
+    "--config", "configs/prism.py", "--config.benchmark=digit_search",
     "--config.options=size=8, options=2", "--config.budget=2", "--config.rows=8",
     "--config.switches=max_new_tokens=12", "--config.force_latents=True", "--config.draws=100",
     "--config.gallery=1", "--config.conditions.names=zero", "--config.conditions.sigmas=()",
@@ -32,10 +33,9 @@ PRISM = (
 
 
 def tool(store: Store, *command: str, **more: str) -> tuple[int, str, str]:
-    environment = runs.environment(XLA_FLAGS=os.environ["XLA_FLAGS"], **store.environment, **more)
     done = subprocess.run(
-        [sys.executable, str(ROOT / "tools" / command[0]), *command[1:]], cwd=ROOT, env=environment,
-        capture_output=True, text=True, timeout=900,
+        [sys.executable, str(ROOT / "tools" / command[0]), *command[1:]], cwd=ROOT,
+        env=runs.environment(**store.environment, **more), capture_output=True, text=True, timeout=900,
     )  # fmt: skip
     return done.returncode, done.stdout, done.stderr
 
@@ -78,22 +78,23 @@ def test_it_goes_on_there_and_finishes_an_export_that_was_killed(store, trained)
 @pytest.mark.slow
 def test_its_export_converts_and_is_evaluated_and_audited(store, trained, tmp_path):
     store.objects = dict(trained)
-    status, _, err = tool(store, "convert.py", "to-hf", "gs://bucket/run/export", str(tmp_path / "hf"), "--verify")
-    assert status == 0, err
-    status, _, err = tool(store, "convert.py", "to-flax", str(tmp_path / "hf"), "gs://bucket/flax", "--verify")
-    assert status == 0 and "flax/lvr_jax.json" in store.objects, err
-    status, _, err = tool(store, "convert.py", "to-hf", "gs://bucket/flax", "gs://bucket/hf")
-    assert status == 0, err
-    for path in (tmp_path / "hf").iterdir():
-        assert store.read(f"hf/{path.name}") == path.read_bytes(), path.name
-    status, out, err = tool(
-        store, "evaluate.py", "--checkpoint", "gs://bucket/flax", "--benchmark", "digit_search", "--benchmark.size=4",
-        "--workdir", "gs://bucket/evaluated", "--budget", "2",
-    )  # fmt: skip
-    assert status == 0 and len(store.read("evaluated/digit_search-clean.jsonl").splitlines()) == 5, err
-    assert not os.path.exists(ROOT / "gs:")
-    status, _, err = tool(store, *PRISM, "--config.checkpoint=gs://bucket/flax", "--workdir", "gs://bucket/prism")
-    assert status == 0 and "prism/report/report.html" in store.objects, err
+    with Warm(tmp_path, runs.environment(**store.environment)) as run:
+        status, said = run("convert", "to-hf", "gs://bucket/run/export", tmp_path / "hf", "--verify")
+        assert status == 0, said
+        status, said = run("convert", "to-flax", tmp_path / "hf", "gs://bucket/flax", "--verify")
+        assert status == 0 and "flax/lvr_jax.json" in store.objects, said
+        status, said = run("convert", "to-hf", "gs://bucket/flax", "gs://bucket/hf")
+        assert status == 0, said
+        for path in (tmp_path / "hf").iterdir():
+            assert store.read(f"hf/{path.name}") == path.read_bytes(), path.name
+        status, said = run(
+            "evaluate", "--checkpoint", "gs://bucket/flax", "--benchmark", "digit_search", "--benchmark.size=4",
+            "--workdir", "gs://bucket/evaluated", "--budget", "2",
+        )  # fmt: skip
+        assert status == 0 and len(store.read("evaluated/digit_search-clean.jsonl").splitlines()) == 5, said
+        assert not os.path.exists(ROOT / "gs:")
+        status, said = run("prism", *PRISM, "--config.checkpoint=gs://bucket/flax", "--workdir", "gs://bucket/prism")
+        assert status == 0 and "prism/report/report.html" in store.objects, said
 
 
 @pytest.mark.slow

@@ -19,18 +19,12 @@ def place(tmp_path_factory):
     return tmp_path_factory.mktemp("tiny")
 
 
-def start(place: Path, output: Path, rows: int, devices: int = 1) -> subprocess.Popen:
-    environment = {
-        **os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": quick.flags(devices),
-    }
-    command = [
-        sys.executable, ROOT / "tools/evaluate.py", "--checkpoint", ROOT / "lvr_jax/assets/tiny", "--system", "none",
-        "--benchmark", "digit_search", f"--benchmark.size={ITEMS}", "--benchmark.split=test",
-        "--protocol.max_new_tokens=16", "--batch", rows, "--output", output,
-    ]  # fmt: skip
-    return subprocess.Popen(
-        list(map(str, command)), env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+def command(output: Path, rows: int) -> list[str]:
+    return list(map(str, (
+        "--checkpoint", ROOT / "lvr_jax/assets/tiny", "--system", "none", "--benchmark", "digit_search",
+        f"--benchmark.size={ITEMS}", "--benchmark.split=test", "--protocol.max_new_tokens=16", "--batch", rows,
+        "--output", output,
+    )))  # fmt: skip
 
 
 def items(output: Path) -> list[tuple]:
@@ -38,17 +32,29 @@ def items(output: Path) -> list[tuple]:
 
 
 @pytest.fixture(scope="module")
-def three_rows(place):
-    process = start(place, place / "three.jsonl", 3)
-    assert process.wait(300) == 0, process.stderr.read()
+def three_rows(place, warm):
+    status, said = warm("evaluate", *command(place / "three.jsonl", 3))
+    assert status == 0, said
     return place / "three.jsonl"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("rows, devices", [(1, 1), (8, 1), (8, 8)])
-def test_rows_and_devices_change_no_item(place, three_rows, rows, devices):
-    output = place / f"{rows}-{devices}.jsonl"
-    process = start(place, output, rows, devices)
-    assert process.wait(300) == 0, process.stderr.read()
-    assert items(output) == items(three_rows)
+def assert_same(output: Path, expected: Path) -> None:
+    assert items(output) == items(expected)
     assert sum(correct for *_, correct, _ in items(output)) > ITEMS / 2, "it knows its task"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rows", [1, 8])
+def test_rows_change_no_item(place, three_rows, warm, rows):
+    status, said = warm("evaluate", *command(place / f"{rows}.jsonl", rows))
+    assert status == 0, said
+    assert_same(place / f"{rows}.jsonl", three_rows)
+
+
+@pytest.mark.slow
+def test_devices_change_no_item(place, three_rows):
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": quick.flags(8)}
+    program = [sys.executable, str(ROOT / "tools/evaluate.py"), *command(place / "eight.jsonl", 8)]
+    done = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert_same(place / "eight.jsonl", three_rows)

@@ -43,7 +43,8 @@ def two_hosts(workdir: Path, steps: int, *more: str, of_second: tuple[str, ...] 
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{s.getsockname()[1]}"
-    command = [sys.executable, "tools/train.py", *SMALL, f"--config.steps={steps}", "--workdir", str(workdir), *more]
+    command = [sys.executable, "tests/multihost/host.py", "tools/train.py", *SMALL, f"--config.steps={steps}",
+               "--workdir", str(workdir), *more]  # fmt: skip
     return [
         worker(*command, *of_second * i, JAX_COORDINATOR_ADDRESS=address, JAX_NUM_PROCESSES="2", JAX_PROCESS_ID=str(i))
         for i in range(2)

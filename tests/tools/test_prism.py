@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import math
-import os
 import re
 import shutil
 import subprocess
@@ -46,17 +45,10 @@ def checkpoints(tmp_path_factory):
     return place
 
 
-def start(checkpoints, workdir, *more, which=NAMES) -> subprocess.Popen:
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
-    folders = ",".join(str(checkpoints / name) for name in which)
-    command = [sys.executable, str(ROOT / "tools" / "prism.py"), "--config", str(ROOT / "configs" / "prism.py"),
-               f"--config.checkpoint={folders}", "--workdir", str(workdir), *SMALL, *more]  # fmt: skip
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def finish(process) -> tuple[int, str, str]:
-    out, error = process.communicate(timeout=600)
-    return process.returncode, out, error
+def command(checkpoints, workdir) -> list[str]:
+    folders = ",".join(str(checkpoints / name) for name in NAMES)
+    return ["--config", str(ROOT / "configs" / "prism.py"), f"--config.checkpoint={folders}", "--workdir", str(workdir),
+            *SMALL]  # fmt: skip
 
 
 def stamps(folder: Path) -> dict[str, int]:
@@ -66,10 +58,12 @@ def stamps(folder: Path) -> dict[str, int]:
 
 @pytest.fixture(scope="module")
 def whole(checkpoints, tmp_path_factory):
+    """By a process of its own, which says where the report is and, besides, what it is doing."""
     workdir = tmp_path_factory.mktemp("prism") / "whole"
-    status, out, error = finish(start(checkpoints, workdir))
-    assert status == 0, error
-    assert out.strip() == str(workdir / "report" / "report.html")
+    program = [sys.executable, str(ROOT / "tools" / "prism.py"), *command(checkpoints, workdir)]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(workdir / "report" / "report.html")
     return workdir
 
 
@@ -98,13 +92,13 @@ def test_two_checkpoints_give_a_whole_report(whole):
 
 
 @pytest.mark.slow
-def test_the_same_command_does_nothing_twice(whole, checkpoints):
+def test_the_same_command_does_nothing_twice(whole, checkpoints, warm):
     before, json_before = stamps(whole), (whole / "report" / "report.json").read_bytes()
-    status, _, error = finish(start(checkpoints, whole))
-    assert status == 0, error
+    status, said = warm("prism", *command(checkpoints, whole))
+    assert status == 0, said
     assert stamps(whole) == before
     assert (whole / "report" / "report.json").read_bytes() == json_before
-    assert "analysis" not in error
+    assert "analysis" not in said
 
 
 @pytest.mark.parametrize("fields, message", [
@@ -173,6 +167,5 @@ def test_no_name_of_a_checkpoint_leads_out_of_the_workdir(folder, label):
     assert Path("work", report.slug(label)).resolve().parent == Path("work").resolve()
 
 
-def test_help_has_an_example():
-    run = subprocess.run([sys.executable, str(ROOT / "tools" / "prism.py"), "--help"], capture_output=True, text=True)
-    assert "python tools/prism.py --config configs/prism.py" in run.stdout
+def test_help_has_an_example(warm):
+    assert "python tools/prism.py --config configs/prism.py" in warm("prism", "--help")[1]
