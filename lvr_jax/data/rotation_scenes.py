@@ -129,8 +129,8 @@ class RotationAnalogies:
     passes their number.
 
     `distractors`: the kind of each of the three wrong options, see DISTRACTORS. The default are the three other
-    rotations of shape 3, which the published order of kinds comes to (a shape always has three), and which leave
-    nothing to a model that ignores shapes 1 and 2.
+    rotations of shape 3, which the published order of kinds comes to (a shape always has three). One of them is shape
+    3 as drawn, which is never the answer: who knows that, and ignores shapes 1 and 2, is right one time in three.
 
     `panel`: px, a multiple of 28. The picture is 4 x 2 panels: at the default of 28 that is 8 merged tokens and a box
     of one latent, at 56 it is 32 and 4. `state_rotation` names the turn in the question.

@@ -485,7 +485,7 @@ def test_wrong_options_are_of_the_kind_asked_for(index, kind, split):
             continue
         same_shape, same_family = shape_of(cells) == shape_of(right), len(cells) == len(right)
         if kind == "rotation":
-            assert same_shape
+            assert same_shape and analogy.third in analogy.options and analogy.third != right
         elif kind == "family":
             assert same_family and not same_shape
         elif kind == "random":
