@@ -19,10 +19,10 @@ def get_config() -> ConfigDict:
     c = ConfigDict()
     c.checkpoint = "lvr_jax/assets/tiny"
     # Configs by setting; base, sft and sft_markers have no latents and are only scored. An entry may have axes, such as
-    # "lvr lambda=0|0.1|1 seed=0|1": tools/study/runs.py lists them.
+    # "lvr lambda=0|0.1|1 seed=0|1": tools/study/runs.py lists them. Three stages take twice the steps to learn.
     c.runs = ConfigDict({
-        "plain": "base,sft,sft_markers,lvr,n_lvr,d_lvr,p_lvr_2,p_lvr_3", "controls": "lambda_zero,p_lvr_2_matched",
-        "believed": "lvr", "bottleneck": "lvr", "masked": "lvr",
+        "plain": "base,sft,sft_markers,lvr,n_lvr,d_lvr,p_lvr_2,p_lvr_3 steps=600",
+        "controls": "lambda_zero,p_lvr_2_matched", "believed": "lvr", "bottleneck": "lvr", "masked": "lvr",
     })  # fmt: skip
     c.seeds = (0,)
     # Rows are of two questions each. optimizer: fields of it that all runs share, instead of their configs' own.

@@ -38,7 +38,8 @@ def config(**changes) -> ConfigDict:
 def test_every_variant_starts_from_the_same_base_and_sees_the_same_data(tmp_path):
     jobs = {job.name: job for job in study.jobs(config(), tmp_path)}
     trained = [job for name, job in jobs.items() if job.stage == "train" and "believed" not in name]
-    assert {"train lvr", "train n_lvr", "train d_lvr", "train p_lvr_2", "train p_lvr_3", "train sft"} <= set(jobs)
+    assert {"train lvr", "train n_lvr", "train d_lvr", "train p_lvr_2", "train p_lvr_3 steps=600",
+            "train sft"} <= set(jobs)  # fmt: skip
     for flag in ("init.checkpoint", "seed", "rows"):
         values = {a for job in trained for a in job.command if a.startswith(f"--config.{flag}=")}
         assert len(values) == 1, flag
@@ -67,9 +68,11 @@ def test_a_change_concerns_what_depends_on_it_and_nothing_else(tmp_path):
     c = config()
     c.train.steps = 100
     trained = {job.name: job.key for job in study.jobs(c, tmp_path)}
+    own = "p_lvr_3 steps=600"
     assert {name for name in before if before[name] == trained[name]} == {
-        "convert tiny", "convert tiny_one_offset", "train base", "evaluate base"
-    }, "the base takes no step"
+        "convert tiny", "convert tiny_one_offset", "train base", "evaluate base",
+        f"train {own}", f"evaluate {own}", f"audit {own}",
+    }, "the base takes no step, and this run says its own"  # fmt: skip
 
 
 def test_keys_do_not_depend_on_where_the_work_is_done(tmp_path):
@@ -111,7 +114,7 @@ def test_settings_named_light_have_light_audits_with_all_that_settings_are_compa
     jobs = {job.name: job for job in study.jobs(config(), tmp_path)}
     light = {name.removeprefix("audit ") for name, job in jobs.items() if "configs/prism.py:light" in job.command}
     full = {name.removeprefix("audit ") for name, job in jobs.items() if "configs/prism.py" in job.command}
-    assert full == {"lvr", "n_lvr", "d_lvr", "p_lvr_2", "p_lvr_3"}
+    assert full == {"lvr", "n_lvr", "d_lvr", "p_lvr_2", "p_lvr_3 steps=600"}
     assert light == {run.name for run in study.runs(config(), tmp_path) if run.setting != "plain"}
     (names,) = (a for a in jobs["audit masked: lvr"].command if a.startswith("--config.conditions.names="))
     run_in_full = set(settings.get_config().conditions.names.split(","))
