@@ -59,7 +59,7 @@ def outputs(processes: list[subprocess.Popen], status: int = 0) -> list[str]:
 
 @pytest.mark.slow
 def test_two_hosts_stopped_by_sigterm_and_started_again_end_as_two_that_were_not(tmp_path):
-    steps, calm, stopped = 20, tmp_path / "calm", tmp_path / "stopped"
+    steps, calm, stopped = 40, tmp_path / "calm", tmp_path / "stopped"
     often = "--config.checkpoint.minutes=0.005"         # by the first host's clock: both have to save the same steps
     assert all(f"finished at step {steps}" in out for out in outputs(two_hosts(calm, steps, often)))
     assert len(list((calm / "checkpoints").iterdir())) > 2
