@@ -85,6 +85,7 @@ def figure(analyses: Sequence[Mapping], settings: Sequence[str], variants: Seque
             axis.plot([], [], MARKERS[n % 7], color=COLOURS[n % 7], ms=5, label=variant)
         axis.axhline(0, color="black", lw=0.8)
         axis.set(title=kind, ylabel="Δ accuracy (points)")
-        axis.legend(fontsize=7, frameon=False, ncols=3)
+        axis.margins(y=0.25)                    # room for the legend, below what is drawn
+        axis.legend(fontsize=7, frameon=False, ncols=3, loc="lower left")
     axes[-1].set_xticks(places, INTERVENTIONS.values(), rotation=25, ha="right", fontsize=8)
     return drawn
