@@ -429,6 +429,10 @@ YAML
 
 (($#)) || usage
 case $1 in
+    all | keep | worker) (($# > 1)) || { say "$1: expected a command"; exit 2; } ;;
+    jobset) (($# > 2)) || { say "jobset: expected an image and a command"; exit 2; } ;;
+esac
+case $1 in
     up | setup | doctor | all | keep | follow | status | logs | stop | pull | worker | jobset | down) "$@" ;;
     host_setup | host_begin | host_run | host_running | host_state | host_logs | host_stop) "$@" ;;
     *) usage ;;

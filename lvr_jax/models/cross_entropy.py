@@ -3,7 +3,7 @@
 Chunks of tokens: each chunk's fp32 logits live only while its loss and its gradient are computed. The forward pass
 already forms the gradient of every chunk (a weighted sum of losses is linear in the incoming scalar), so nothing is
 computed twice and nothing but [B, T, D] and [V, D] is kept. On a CPU the tokens that have a weight are gathered first
-and the others never computed: in a training step of the study they are nine of ten.
+and the others never computed: in a training step of the study they are four of five.
 
 On a mesh every device takes its own rows through all chunks, with the unembedding gathered once before and its gradient
 summed once after: left to the partitioner, both would happen in every chunk.

@@ -122,6 +122,13 @@ def test_a_worker_starts_its_command_again_until_it_has_finished(tmp_path, text,
     assert (tmp_path / "count").read_text().count("x") == turns
 
 
+@pytest.mark.parametrize("words", [["worker"], ["all"], ["keep"], ["jobset"], ["jobset", "image"]], ids=" ".join)
+def test_a_command_that_is_missing_is_asked_for_and_nothing_is_done(pod, words):
+    pod.scene(**NEW)
+    status, _, err = pod.run(*words)
+    assert status == 2 and err.startswith(f"launch_tpu: {words[0]}: expected ") and not pod.said("")
+
+
 def test_a_command_that_ended_before_the_worker_looked_has_its_own_status():
     """Bash forgets a child's number as soon as it has ended: here a look at it would come half a second late."""
     late = {"BASH_FUNC_kill%%": '() { sleep 0.5; builtin kill "$@"; }'}
