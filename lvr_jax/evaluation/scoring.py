@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -17,6 +16,7 @@ import numpy as np
 from lvr_jax.evaluation.extraction import extract, open_answer
 from lvr_jax.evaluation.prompts import lookup
 from lvr_jax.evaluation.rows import BenchmarkError, Row
+from lvr_jax.evaluation.wilson import limits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,19 +119,11 @@ def aggregate(name: str, marks: Sequence[Mark]) -> float:
 
 # Intervals -----------------------------------------------------------------------------------------------------------
 
-@functools.cache
-def _confidence():
-    """statsmodels' interval, imported late: with pandas it takes as long to import as all else together."""
-    from statsmodels.stats.proportion import proportion_confint
-
-    return proportion_confint
-
-
 def wilson(right: int, total: int, level: float = 0.95) -> tuple[float, float]:
     """Wilson's score interval of a share of independent items."""
     if not 0 <= right <= total or total < 1:
         raise BenchmarkError(f"wilson: {right} right of {total}, expected 0 <= right <= total, total >= 1")
-    low, high = _confidence()(right, total, alpha=1 - level, method="wilson")
+    low, high = limits(right, total, level)
     return float(low), float(high)
 
 
@@ -162,7 +154,7 @@ def bootstrap(name: str, marks: Sequence[Mark], *, level: float = 0.95, resample
     values = np.nanmean(shares, axis=1)
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     if low == high:             # units that are all alike are no certainty about others
-        low, high = _confidence()(low * U, U, alpha=1 - level, method="wilson")
+        low, high = limits(low * U, U, level)
     return float(low), float(high)
 
 

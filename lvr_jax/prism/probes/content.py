@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import jax
 import numpy as np
-from sklearn.model_selection import KFold, StratifiedKFold
 
 from lvr_jax.prism.measure.capture import Capture
 from lvr_jax.prism.probes.controls import control_labels, majority_predictions
@@ -103,6 +102,8 @@ def closed_probe(x, questions: Questions, label, *, controls, level, draws, seed
     A kind's folds train on that kind alone. accuracy, control, selectivity, control_p as `probes.Decodability`;
     majority: always the commonest answer of the kind; by_kind: the same by kind. correct [..., I]: NaN outside folds.
     """
+    from sklearn.model_selection import StratifiedKFold  # late, as in `folds`
+
     kinds, splits = np.asarray(questions.kinds), []
     for kind in np.unique(kinds[label >= 0]):
         rows = np.flatnonzero((kinds == kind) & (label >= 0))
@@ -141,6 +142,8 @@ def option_probe(x, questions: Questions, valid, *, controls, level, draws, seed
 
     control: one of each item's own options, at random, for the right one; chance: by the number of options.
     """
+    from sklearn.model_selection import KFold  # late, as in `folds`
+
     rows = np.flatnonzero(valid)
     if len(rows) < 2 * folds:
         raise ValueError(f"option matching: {len(rows)} items, expected {2 * folds} at least")

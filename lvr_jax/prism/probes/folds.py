@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import jax
 import numpy as np
-from sklearn.model_selection import StratifiedKFold
 
 
 @jax.tree_util.register_dataclass
@@ -31,6 +30,9 @@ def stratified_folds(labels, k: int = 5, seed: int = 42, valid=None) -> Folds:
     valid [I] (bool) leaves out items that cannot be probed, for example those without latents; they are in no fold.
     Raises ValueError when the rarest label occurs once only, for then no fold can both train on it and test it.
     """
+    # Late: scikit-learn, with the pandas that it looks for, takes a quarter of the time that an audit takes to start.
+    from sklearn.model_selection import StratifiedKFold
+
     labels = np.asarray(labels)
     valid = np.ones(len(labels), bool) if valid is None else np.asarray(valid, bool)
     items = np.flatnonzero(valid)

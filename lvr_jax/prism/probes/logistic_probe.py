@@ -8,8 +8,6 @@ part of the published number.
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import StandardScaler
 
 from lvr_jax.prism.probes.folds import stratified_folds
 from lvr_jax.prism.statistics import intervals
@@ -47,6 +45,10 @@ def logistic_probe(
     x, labels, *, k=5, c=1.0, max_iter=1000, seed=42, level=0.95, draws=intervals.DRAWS
 ) -> LogisticProbe:
     """x [I, D] finite, labels [I]; k falls to the count of the rarest label. Raises ValueError if that is below 2."""
+    # Late: scikit-learn, with the pandas that it looks for, takes a quarter of the time that an audit takes to start.
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
     # In fp32, scikit-learn 1.9 solves in fp32 where 1.8 did in fp64, and an item or two change sides.
     x, labels = np.asarray(x, np.float64), np.asarray(labels)
     folds = stratified_folds(labels, k, seed)

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 from scipy import stats
-from statsmodels.stats.proportion import proportion_confint
+
+from lvr_jax.evaluation.wilson import limits
 
 DRAWS = 10_000
 
@@ -26,8 +27,7 @@ class Interval:
 def wilson(successes, n, level: float = 0.95) -> Interval:
     """Score interval of a proportion. Regime: n of 30 or more, with 5 or more expected successes and failures."""
     successes = np.asarray(successes, float)
-    low, high = proportion_confint(successes, n, alpha=1 - level, method="wilson")
-    return Interval(successes / n, low, high)
+    return Interval(successes / n, *limits(successes, n, level))
 
 
 def tango(gained, lost, n, level: float = 0.95) -> Interval:
