@@ -85,7 +85,7 @@ def make(options: argparse.Namespace) -> None:
     if not options.last_stage:
         seeing = once(work / "warm_up.json", lambda: _warm_up(options))
         config = _config(tiny_base, options, work / "warm_up")
-        training = once(work / "training.json", lambda: _train(config, work / "training"))
+        training = once(work / "training.json", lambda: run_stage(config, work / "training"))
         to_hf(work / "training/export", first, dtype=jnp.bfloat16, overwrite=True)
         parameters = sum(math.prod(shape) for shape in shapes(CONFIG).values())
         write_card(first, lambda *found: cards.one_offset(config, parameters, seeing, training, *found), work)
@@ -95,7 +95,7 @@ def make(options: argparse.Namespace) -> None:
         config.steps = options.steps or steps
         config.data.sources.digits.seed += number
         place = work / f"filler_{number + 1}"
-        done = once(place.with_suffix(".json"), lambda c=config, place=place: _train(c, place))
+        done = once(place.with_suffix(".json"), lambda c=config, place=place: run_stage(c, place))
         rounds.append((config.steps, done["processor_seconds"]))
         checkpoint = place / "export"
     to_hf(checkpoint, options.output, dtype=jnp.bfloat16, overwrite=True)
@@ -139,7 +139,8 @@ def _warm_up(options: argparse.Namespace) -> dict:
     return found | {"steps": options.warm_up_steps}
 
 
-def _train(config: ConfigDict, workdir: Path) -> dict:
+def run_stage(config: ConfigDict, workdir: Path) -> dict:
+    """Trains by the config, or goes on with it; its last figures."""
     outcome = train(config, workdir)
     if not outcome.finished:
         raise KeyboardInterrupt

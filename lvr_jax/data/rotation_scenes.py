@@ -31,7 +31,10 @@ from lvr_jax.data.scene_colours import COLOURS
 SPLITS = ("train", "validation", "test", "test_hard")
 VALIDATION_SHARE = 0.05
 ORDINALS = ("first", "second", "third", "fourth")
+DEGREES = ("90", "180", "270")
+ASKS = ("solution", "turn", "place")
 SOLUTION_BOX: Box = (0.75, 0.0, 1.0, 0.5)
+TURNED_BOX: Box = (0.25, 0.0, 0.5, 0.5)
 TOKEN = 28                      # px a side of a merged token
 
 PIECES = np.array([rgb for name, rgb in COLOURS.items() if name != "white"], np.uint8)      # [7, 3]
@@ -135,6 +138,9 @@ class RotationAnalogies:
     `panel`: px, a multiple of 28. The picture is 4 x 2 panels: at the default of 28 that is 8 merged tokens and a box
     of one latent, at 56 it is 32 and 4. `state_rotation` names the turn in the question.
 
+    `asks`: "solution", the analogy; or a step of it, of the same pictures: "turn", by how many degrees shape 2 is
+    turned (its panel is the box then), "place", which option is shape 3 turned by so many.
+
     `mask_box`: the model's input does not show the solution (the point of the task). False leaves it in the input,
     where a latent is redundant. `mask_query` empties shape 3 in the input as well: with the default distractors the
     input then cannot tell the answer, and only an oracle latent can.
@@ -150,6 +156,7 @@ class RotationAnalogies:
     state_rotation: bool = False
     mask_box: bool = True
     mask_query: bool = False
+    asks: str = "solution"
 
     def __post_init__(self):
         for field, ok, expected in (
@@ -160,6 +167,9 @@ class RotationAnalogies:
             ("distractors", len(self.distractors) == 3 and set(self.distractors) <= set(DISTRACTORS),
              "three of " + ", ".join(DISTRACTORS)),
             ("mask_query", self.mask_box or not self.mask_query, "False unless mask_box hides the solution"),
+            ("asks", self.asks in ASKS, "one of " + ", ".join(ASKS)),
+            ("state_rotation", self.asks == "solution" or not self.state_rotation,
+             "False where a step alone is asked for"),
         ):
             if not ok:
                 raise ValueError(f"RotationAnalogies.{field} = {getattr(self, field)!r}: expected {expected}")
@@ -173,18 +183,15 @@ class RotationAnalogies:
         image = _frames(self.panel).copy()
         drawn = (analogy.first, rotate(analogy.first, analogy.quarters), analogy.third, *analogy.options)
         for place, (cells, colour) in zip((0, 1, 2, 4, 5, 6, 7), zip(drawn, colours)):
-            _panel(image, place, self.panel)[_mask(cells, self.panel)] = colour
+            _panel(image, place, self.panel)[piece_mask(cells, self.panel)] = colour
         seen = image.copy()
-        _panel(image, 3, self.panel)[_mask(analogy.solution, self.panel)] = SOLUTION
+        _panel(image, 3, self.panel)[piece_mask(analogy.solution, self.panel)] = SOLUTION
         if self.mask_query:
-            _panel(seen, 2, self.panel)[_mask(analogy.third, self.panel)] = BACKGROUND
-        text = "Shape 1 is to shape 2 as shape 3 is to what?"
-        if self.state_rotation:
-            text += f" Shape 2 is shape 1 turned by {90 * analogy.quarters} degrees clockwise."
-        return Sample(
+            _panel(seen, 2, self.panel)[piece_mask(analogy.third, self.panel)] = BACKGROUND
+        sample = Sample(
             id=f"rotation-{self.split}-{self.seed}-{index}",
             images=(image,),
-            question=with_options(f"{text} Which shape of the bottom row, from left to right, is it?", ORDINALS),
+            question=self._question(analogy),
             answer=ORDINALS[analogy.slot],
             options=ORDINALS,
             letter=LETTERS[analogy.slot],
@@ -193,6 +200,22 @@ class RotationAnalogies:
             source="rotation_analogies",
             input_images=(seen,) if self.mask_box else None,
         )
+        if self.asks == "turn":
+            turn = analogy.quarters - 1
+            sample = dataclasses.replace(
+                sample, answer=DEGREES[turn], options=DEGREES, letter=LETTERS[turn], boxes=(TURNED_BOX,)
+            )
+        return sample if self.asks == "solution" else dataclasses.replace(sample, id=f"{sample.id}-{self.asks}")
+
+    def _question(self, analogy: Analogy) -> str:
+        if self.asks == "turn":
+            return with_options("By how many degrees clockwise is shape 2 shape 1 turned?", DEGREES)
+        if self.asks == "place":
+            return with_options(f"Which is turned by {90 * analogy.quarters}?", ORDINALS)
+        text = "Shape 1 is to shape 2 as shape 3 is to what?"
+        if self.state_rotation:
+            text += f" Shape 2 is shape 1 turned by {90 * analogy.quarters} degrees clockwise."
+        return with_options(f"{text} Which shape of the bottom row, from left to right, is it?", ORDINALS)
 
     def analogy(self, index: int) -> Analogy:
         """The shapes of item `index`, for tests and for interventions that need another option's shape."""
@@ -239,7 +262,7 @@ def _panel(image: np.ndarray, place: int, panel: int) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=16384)
-def _mask(cells: Cells, panel: int) -> np.ndarray:
+def piece_mask(cells: Cells, panel: int) -> np.ndarray:
     """[panel, panel] bool: the piece centred, to a whole cell, on a GRID x GRID board with a gap between cells."""
     unit = (panel - 4) // GRID
     margin = (panel - unit * GRID) // 2

@@ -516,11 +516,26 @@ def test_the_turn_can_be_said():
     assert "degrees" not in RotationAnalogies(9)[2].question
 
 
+def test_a_step_of_the_analogy_can_be_asked_alone():
+    """Of the same picture: by how many degrees shape 2 is turned, and which option is shape 3 turned by so many."""
+    for index in range(12):
+        whole, turn, place = (RotationAnalogies(12, **kw)[index] for kw in ({}, {"asks": "turn"}, {"asks": "place"}))
+        degrees = whole.category.removeprefix("turn_")
+        assert np.array_equal(whole.images[0], turn.images[0]) and np.array_equal(whole.images[0], place.images[0])
+        assert turn.answer == degrees == turn.options["ABC".index(turn.letter)] and turn.boxes == ((0.25, 0, 0.5, 0.5),)
+        assert degrees in place.question and "Shape 1" not in place.question
+        assert degrees not in turn.question.split("\n")[0]
+        assert (place.answer, place.letter, place.boxes) == (whole.answer, whole.letter, whole.boxes)
+        assert len({whole.id, turn.id, place.id}) == 3
+
+
 @pytest.mark.parametrize("field, value", [
     ("size", 0), ("split", "ood"), ("seed", -1), ("panel", 30), ("panel", 0), ("distractors", ("cell",)),
-    ("distractors", ("cell", "cell", "colour"))])
+    ("distractors", ("cell", "cell", "colour")), ("asks", "shape")])
 def test_a_bad_rotation_setting_is_named(field, value):
     with pytest.raises(ValueError, match=rf"RotationAnalogies\.{field} = .*expected"):
         RotationAnalogies(**{"size": 10, field: value})
     with pytest.raises(ValueError, match="mask_query"):
         RotationAnalogies(10, mask_box=False, mask_query=True)
+    with pytest.raises(ValueError, match="state_rotation = True: expected False where a step alone is asked for"):
+        RotationAnalogies(10, asks="turn", state_rotation=True)

@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,7 @@ from flax import nnx
 from lvr_jax.data.chat import encode_example
 from lvr_jax.data.digit_scenes import DigitSearch
 from lvr_jax.data.packing import Budget, Geometry, collate
-from lvr_jax.data.sample import ROLE_TEXT, Example
+from lvr_jax.data.sample import ROLE_TEXT, Example, Sample
 from lvr_jax.data.templates import TEMPLATES
 from lvr_jax.data.tokenizers import ChatTokenizer
 from lvr_jax.evaluation.subject import Subject, open_subject
@@ -43,12 +44,14 @@ class Right:
 
 
 def measure(
-    folder: str | os.PathLike, items: int, offsets: Sequence[int] = OFFSETS, layouts: Sequence[str] = LAYOUTS
-) -> dict[str, Right]:
-    """By offset ("0", "1", ...) and by layout, on the first `items` scenes whose digits were never trained on."""
+    folder: str | os.PathLike, items: int, offsets: Sequence[int] = OFFSETS, layouts: Sequence[str] = LAYOUTS,
+    scenes: Sequence[Sample] | None = None,
+) -> dict[str, Right]:  # fmt: skip
+    """By offset ("0", "1", ...) and by layout, on the first `items` scenes; None: whose digits were never trained on.
+    """
     subject = open_subject(folder, system="none", dtype=jnp.float32)
-    scenes = DigitSearch(items, split="test")
-    samples = [scenes[i] for i in range(items)]
+    drawn: Any = DigitSearch(items, split="test") if scenes is None else scenes
+    samples = [drawn[i] for i in range(items)]
     encode = functools.partial(
         encode_example, tokenizer=subject.tokenizer, answer_format="word_then_letter",
         min_pixels=subject.min_pixels, max_pixels=subject.max_pixels,
@@ -94,12 +97,13 @@ def _correct(subject: Subject):
 def _right(examples: Sequence[Example], subject: Subject, correct) -> Right:
     vision = subject.config.vision
     geometry = Geometry(vision.merge, vision.window)
+    windows = max(geometry.size(e).windows for e in examples)
     marks = []
     for first in range(0, len(examples), ROWS):
         part = examples[first : first + ROWS]
         # The last batch is filled up with empty rows: one compiled program.
         rows = [[example] for example in part] + [[]] * (ROWS - len(part))
-        batch = collate(rows, Budget(TOKENS, 1), geometry)
+        batch = collate(rows, Budget(TOKENS, windows), geometry)
         batch["row"] = np.arange(ROWS)
         marks += [_marks(e, right, subject.tokenizer) for e, right in zip(part, np.asarray(correct(batch)))]
     return Right(*np.mean(marks, axis=0).tolist())

@@ -5,12 +5,14 @@ Qwen2.5's order, those of latent reasoning in the official one.
 """
 
 import itertools
+from collections.abc import Iterable, Iterator
 
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from lvr_jax.data.digit_pictures import COLOUR_NAMES
 from lvr_jax.data.digit_scenes import DigitSearch
+from lvr_jax.data.rotation_scenes import ORDINALS, RotationAnalogies
 from lvr_jax.data.tokenizers import ChatTokenizer, add_latent_tokens
 
 # Text is cut here first, in this order: contractions, words with what precedes them, single digits, the rest.
@@ -23,10 +25,20 @@ SPECIAL = (
     "<|image_pad|>", "<|video_pad|>",
 )  # fmt: skip
 ORDINARY = 380          # 256 bytes and the most frequent merges; the first special token's id
+ROTATION_ORDINARY = 470
 
 
 def make_tokenizer() -> ChatTokenizer:
     """Makes the tiny checkpoint's tokenizer."""
+    return _trained(_texts(), ORDINARY, "the tiny checkpoint")
+
+
+def make_rotation_tokenizer() -> ChatTokenizer:
+    """Makes that of the rotation base: the same, with the words of rotation analogies as tokens too."""
+    return _trained(itertools.chain(_texts(), _rotation_texts()), ROTATION_ORDINARY, "the rotation base")
+
+
+def _trained(texts: Iterable[str], ordinary: int, name: str) -> ChatTokenizer:
     backend = tokenizers.Tokenizer(models.BPE())
     backend.normalizer = normalizers.NFC()
     backend.pre_tokenizer = pre_tokenizers.Sequence([
@@ -36,10 +48,10 @@ def make_tokenizer() -> ChatTokenizer:
     backend.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     backend.train_from_iterator(
-        _texts(), trainers.BpeTrainer(vocab_size=ORDINARY, initial_alphabet=alphabet, show_progress=False)
+        texts, trainers.BpeTrainer(vocab_size=ordinary, initial_alphabet=alphabet, show_progress=False)
     )
     backend.add_special_tokens([tokenizers.AddedToken(t, special=True, normalized=False) for t in SPECIAL])
-    return add_latent_tokens(ChatTokenizer(backend, None, "the tiny checkpoint"))
+    return add_latent_tokens(ChatTokenizer(backend, None, name))
 
 
 def _texts():
@@ -53,3 +65,14 @@ def _texts():
             yield from (f" <answer> {letter} </answer>\n" for letter in "ABCD")
     for word, _ in itertools.product(COLOUR_NAMES, range(200)):
         yield f"{word} {word}"
+
+
+def _rotation_texts() -> Iterator[str]:
+    """The same of rotation analogies, as they are asked, with the turn said, and of the turn alone."""
+    for options in ({}, {"state_rotation": True}, {"asks": "turn"}):
+        scenes = RotationAnalogies(300, **options)
+        for sample in map(scenes.__getitem__, range(300)):
+            yield f"system\nYou are a helpful assistant.\nuser\n{sample.question}\nassistant\n{sample.answer}"
+    for word, _ in itertools.product(ORDINALS, range(300)):
+        yield f"{word} {word}"
+        yield f"{word} <answer>"

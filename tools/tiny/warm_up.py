@@ -6,6 +6,7 @@ digits and colours where its vocabulary has them. The merger's output is held at
 """
 
 import functools
+from collections.abc import Callable, Iterable
 
 import grain
 import jax
@@ -106,6 +107,29 @@ def _loss(trained: dict, batch: dict, graph: nnx.GraphDef, layout: VisionLayout,
     return total + CENTRED * jnp.mean((rms - 1) ** 2), right | {"rms": rms.mean()}
 
 
+def fit(
+    trained: dict, loss: Callable, batches: Iterable[dict], steps: int, peak: float, betas: tuple[float, float]
+) -> dict:
+    """Trains by AdamW with a learning rate that rises and falls; `loss(trained, batch)` also returns what to show."""
+    rate = optax.warmup_cosine_decay_schedule(0.0, peak, steps // 20, steps, 0.05 * peak)
+    adam = optax.adamw(rate, *betas, weight_decay=0.01)
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), adam)
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def step(state, batch):
+        trained, moments = state
+        grads, seen = jax.grad(loss, has_aux=True)(trained, batch)
+        updates, moments = optimizer.update(grads, moments, trained)
+        return (optax.apply_updates(trained, updates), moments), seen
+
+    state = (trained, optimizer.init(trained))
+    for n, batch in enumerate(bar := tqdm(batches, "vision", total=steps)):
+        state, seen = step(state, batch)
+        if n % 50 == 49:
+            bar.set_postfix_str(", ".join(f"{k} {float(x):.3f}" for k, x in seen.items()))
+    return state[0]
+
+
 def warm_up(
     params: dict, config: Config, tokenizer: ChatTokenizer, *, steps: int, rows: int = 64, peak: float = 2e-3
 ) -> tuple[dict, dict[str, float]]:
@@ -116,21 +140,7 @@ def warm_up(
     layout = vision_layout(np.array([grid]), merge=config.vision.merge, window=config.vision.window)
     words = {"digit": word_rows(tokenizer, DIGITS), "colour": word_rows(tokenizer, COLOUR_NAMES)}
     loss = functools.partial(_loss, graph=graph, layout=layout, rows=words)
-    rate = optax.warmup_cosine_decay_schedule(0.0, peak, steps // 20, steps, 0.05 * peak)
-    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, weight_decay=0.01))
-
-    @functools.partial(jax.jit, donate_argnums=0)
-    def step(state, batch):
-        trained, moments = state
-        grads, seen = jax.grad(loss, has_aux=True)(trained, batch)
-        updates, moments = optimizer.update(grads, moments, trained)
-        return (optax.apply_updates(trained, updates), moments), seen
-
     trained = {"params": params, "nothing": {kind: jnp.zeros(config.text.hidden) for kind in words}}
-    state = (trained, optimizer.init(trained))
-    for n, batch in enumerate(bar := tqdm(_batches(train, layout, rows), "vision", total=steps)):
-        state, seen = step(state, batch)
-        if n % 50 == 49:
-            bar.set_postfix_str(", ".join(f"{k} {float(x):.3f}" for k, x in seen.items()))
-    held_out = [jax.jit(loss)(state[0], batch)[1] for batch in _batches(test, layout, 128)]
-    return state[0]["params"], {k: float(np.mean([seen[k] for seen in held_out])) for k in held_out[0]}
+    trained = fit(trained, loss, _batches(train, layout, rows), steps, peak, (0.9, 0.999))
+    held_out = [jax.jit(loss)(trained, batch)[1] for batch in _batches(test, layout, 128)]
+    return trained["params"], {k: float(np.mean([seen[k] for seen in held_out])) for k in held_out[0]}
