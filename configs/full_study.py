@@ -7,7 +7,9 @@ there is not run again. `--config.only=report` needs results alone.
 What was known when predictions were written. Of the first three blocks: the miniature study (configs/reproduce.py), one
 seed of nine recipes; runs of `lvr`, `p_lvr_2`, `n_lvr`, `d_lvr` and of the bottleneck at lambda 0.1 with seed 0 repeat
 it. Of the others: besides that the runs of `lambda_plain`, and ten of `lambda_bottleneck` (seeds 0 and 1); and of what
-they have anew, a single 300-step run of the whole mask, the dial's end.
+they have anew, a single 300-step run of the whole mask, the dial's end. Of `rotation`: all other blocks, what its base
+was measured to do (its card), and from another base, whose tower named no place in a solution's panel, one 300-step run
+with shape 3 hidden, at chance even with true latents.
 
 Cost: two to three minutes of one core a run, five with rollout or a route by position, half a minute for an earlier
 state. In all 5.1 hours of one core of a virtual machine (x86 with AVX-512, two cores), in sittings that were killed and
@@ -43,6 +45,9 @@ BLOCKS = {
     "lambda_rollout": "bottleneck: lvr_pooled lambda=0|0.1|1, rollout rows=32 lambda=0|0.1|1",
     # A check alone: routes by position share all matrices (lvr_jax/latents/objectives.py says what they cut).
     "routing": "plain: lvr, lvr route=latent_only|outside_only",
+    # Where a latent could hold what the picture lacks, the solution of an analogy: does the answer use it? And where
+    # nothing else can tell? In half the steps of the others.
+    "rotation": "rotation: rotation_lvr lambda=0|0.1 steps=150; rotation_query: rotation_lvr steps=150",
 }
 
 
@@ -160,6 +165,24 @@ PREDICTIONS = (
     predicted("routing", "routing: less of it comes round them", "Through all other positions alone cosine is lower "
               "than by both by more than 0.02.", "down", "difference", (None, -0.02), {"route": "outside_only"},
               against={"route": "both"}, of="cosine"),
+    predicted("rotation", "rotation: the loss moves cosine", "Lambda 0.1 instead of 0 raises cosine by more than 0.2.",
+              "up", "difference", (0.2, None), {"setting": "rotation", "lambda": 0.1},
+              against={"setting": "rotation", "lambda": 0.0}, of="cosine"),
+    predicted("rotation", "rotation: the loss leaves accuracy", "Lambda 0.1 instead of 0 moves accuracy by less than 3 "
+              "points.", "none", "difference", (-3.0, 3.0), {"setting": "rotation", "lambda": 0.1},
+              against={"setting": "rotation", "lambda": 0.0}, of="accuracy"),
+    predicted("rotation", "rotation: answers do not go through the latent", "With shape 3 in view the answer blind to "
+              "its latent is within 2 points of the other, at either lambda.", "none", "mean", (-2.0, 2.0),
+              {"setting": "rotation"}, of="through"),
+    predicted("rotation", "rotation: the solution itself helps little", "With shape 3 in view oracle latents add less "
+              "than 3 points, although they show the solution.", "none", "mean", (None, 3.0),
+              {"setting": "rotation"}, of="delta oracle"),
+    predicted("rotation", "rotation: the solution is read where nothing else tells", "With shape 3 hidden oracle "
+              "latents add more than 40 points.", "up", "mean", (40.0, None), {"setting": "rotation_query"},
+              of="delta oracle"),
+    predicted("rotation", "rotation: own latents do not have it", "With shape 3 hidden own latents add less than 3 "
+              "points to the answer blind to them.", "none", "mean", (None, 3.0), {"setting": "rotation_query"},
+              of="through"),
 )  # fmt: skip
 
 

@@ -157,6 +157,25 @@ def test_what_came_after_results_were_stored_is_part_of_a_key_where_it_is_used(t
         Blocks(config(tmp_path, {"dial": "plain: lvr dark=0.5"}), tmp_path)
 
 
+def test_analogies_are_trained_scored_and_audited_as_such_from_a_base_of_their_own(tmp_path):
+    c = config(tmp_path, {"one": "plain: lvr; rotation: rotation_lvr; rotation_query: rotation_lvr"}, seeds=(0,))
+    assert len(set(Blocks(c, tmp_path).keys.values())) == 3
+    jobs = {job.name: job for job in study.jobs(c, tmp_path)}
+    assert {"convert tiny", "convert tiny_rotation"} <= set(jobs)
+    for name, query in (("rotation: rotation_lvr", False), ("rotation_query: rotation_lvr", True)):
+        train, evaluate, audit = (jobs[f"{stage} {name}"].command for stage in ("train", "evaluate", "audit"))
+        assert jobs[f"train {name}"].after == ("convert tiny_rotation",)
+        assert ("--config.data.sources.rotation.mask_query=True" in train) is query
+        assert evaluate[evaluate.index("--benchmark") + 1] == "rotation" and "--benchmark.split=test" in evaluate
+        assert ("--benchmark.mask_query=True" in evaluate) is query is any("'mask_query'" in a or "mask_query=True" in a
+                                                                             for a in audit)  # fmt: skip
+        assert "--config.benchmark=rotation" in audit and "--config.budget=1" in audit
+    assert "digit_search" in jobs["evaluate lvr"].command
+    for wrong in ("rotation: lvr", "plain: rotation_lvr"):
+        with pytest.raises(ValueError, match=r"has no field 'data\.sources\.(rotation|digits)'"):
+            Blocks(config(tmp_path, {"one": wrong}), tmp_path)
+
+
 def test_every_committed_result_has_the_key_of_its_run(tmp_path):
     """What is stored is of what the study asks for now: no field that came later makes it another run."""
     from configs import full_study

@@ -102,9 +102,9 @@ class _Study:
         )  # fmt: skip
 
     def _evaluation(self, run: Run) -> Job:
-        c, output = self.config, run.folder / "digit_search.jsonl"
+        c, output = self.config, run.scored_in
         command = [
-            "evaluate.py", "--checkpoint", run.checkpoint, "--benchmark", "digit_search", "--batch", 50, "--budget",
+            "evaluate.py", "--checkpoint", run.checkpoint, "--benchmark", run.benchmark, "--batch", 50, "--budget",
             budget(c, run), "--output", output, "--protocol.max_new_tokens=48",
             *(f"--benchmark.{name}={value}" for name, value in scored(c, run).items()),
         ]  # fmt: skip
@@ -194,7 +194,7 @@ def prism_settings(config: ConfigDict, run: Run) -> dict:
     }  # fmt: skip
     scenes = ", ".join(f"{name}={value!r}" for name, value in {"size": config.audited, **run.scenes}.items())
     return {
-        "checkpoint": run.checkpoint, "names": run.name, "benchmark": "digit_search", "options": scenes,
+        "checkpoint": run.checkpoint, "names": run.name, "benchmark": run.benchmark, "options": scenes,
         "switches": "max_new_tokens=48", "budget": budget(config, run), "rows": 50, "programs": 1,
         "alignment.latents": 16, "alignment.count": config.audited, "draws": config.draws, "gallery": 2,
         "report": False, **own,

@@ -30,13 +30,23 @@ from lvr_jax.files.shipped import CONFIGS
 @dataclasses.dataclass(frozen=True)
 class Setting:
     """fields: what it changes in an experiment's config; scenes: in the scenes that are scored; base: the checkpoint in
-    lvr_jax/assets that its runs start from, if it is another than the study's; longer: times as many steps."""
+    lvr_jax/assets that its runs start from, if it is another than the study's; longer: times as many steps; source: of
+    `data.sources`, what its configs are trained on."""
 
     fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     scenes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     base: str | None = None
     longer: int = 1
+    source: str = "digits"
 
+    @property
+    def benchmark(self) -> str:
+        """What is scored and audited."""
+        return BENCHMARKS[self.source]
+
+
+# Source of the tiny configs -> the same scenes as a benchmark.
+BENCHMARKS = {"digits": "digit_search", "rotation": "rotation"}
 
 # A report compares settings side by side, and variants within the first: `controls` only stands apart.
 SETTINGS = {
@@ -48,6 +58,13 @@ SETTINGS = {
     "masked": Setting(                                                                  # configs/masked_input.py
         {"data.sources.digits.mask_box": True, "held_out.sources.digits.mask_box": True, "data.windows": 4},
         {"mask_box": True},
+    ),
+    # Rotation analogies, the solution never in view; in the second shape 3 is not in view either, so that a latent
+    # alone can tell.
+    "rotation": Setting(base="tiny_rotation", source="rotation"),                       # configs/rotation_lvr.py
+    "rotation_query": Setting(
+        {f"{where}.sources.rotation.mask_query": True for where in ("data", "held_out")}, {"mask_query": True},
+        base="tiny_rotation", source="rotation",
     ),
 }
 # Short names of what runs differ by: the fields of the config that a value sets.
@@ -134,6 +151,16 @@ class Run:
         return self.folder / "train" / "export"
 
     @property
+    def benchmark(self) -> str:
+        """The scenes that it is scored and audited on."""
+        return SETTINGS[self.setting].benchmark
+
+    @property
+    def scored_in(self) -> Path:
+        """The file of its evaluation."""
+        return self.folder / f"{self.benchmark}.jsonl"
+
+    @property
     def system(self) -> str:
         """The latent system that it is decoded as."""
         return importlib.import_module(f"configs.{self.config}").get_config("tiny").system.name
@@ -154,7 +181,7 @@ class Run:
             raise ValueError(f"{self.variant}: configs/{self.config}.py schedules lambda, expected no such axis")
         if "dark" in dict(self.axes) and not SETTINGS[self.setting].scenes.get("mask_box"):
             raise ValueError(f"{self.variant}: dark is an axis of the setting masked, expected masked: {self.config}")
-        for field in found:
+        for field in (f"data.sources.{SETTINGS[self.setting].source}", *found):
             _require(config, field, f"{self.variant}: configs/{self.config}.py")
         return found
 

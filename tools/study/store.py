@@ -10,7 +10,7 @@
     setting     plain, bottleneck, masked, ..; config: file of configs/; seed: of training
     axes        what may differ, resolved: lambda (at the start), until (share of the run after which it is 0, or null),
                 target, route, noise, attention, feedback, template, steps, at (the step whose state was looked at),
-                dark (share of the asked digit that is black), head (that the run gave the network), base; read as the
+                dark (share of what is asked for that is black), head (that the run gave the network), base; read as the
                 study resolves them now
     scores      of `questions`: content and letter, each {items, right}; by_category: content by kind of question
     audit       of the audit's clean pass: {items, right, letter_right, triggered, answered, latents_fed, chance,
@@ -181,7 +181,7 @@ def _aligned(x: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _scores(run: Run) -> dict[str, Any]:
-    results = read_results(run.folder / "digit_search.jsonl")
+    results = read_results(run.scored_in)
     content = results.content_marks()
     tally = lambda marks: {"items": len(marks), "right": sum(m.correct for m in marks)}  # noqa: E731
     categories = sorted({m.category for m in content})

@@ -62,7 +62,7 @@ def _audit(config: ConfigDict, run: Run):
 
 
 def _row(run: Run, a: Mapping | None) -> tuple[str, ...]:
-    results = read_results(run.folder / "digit_search.jsonl")
+    results = read_results(run.scored_in)
     scores = [summarise(marks, ["micro"])[0] for marks in (results.content_marks(), results.marks())]
     accuracy = [f"{percent(s.value)} [{percent(s.low)}, {percent(s.high)}]" for s in scores]
     if a is None:

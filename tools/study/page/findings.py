@@ -44,7 +44,7 @@ class Checkpoint:
     argued: by condition, answers that are what a donor's latents argue for: items, with own latents, with those
     seconds: of processor time that it took, None where it is not known
     kinds: by kind of question, items and how many of them were answered right, in the evaluation
-    setting: what the answer was trained to see: plain, bottleneck, masked
+    setting: what the answer was trained to see: plain, bottleneck, masked, ..
     """
 
     name: str

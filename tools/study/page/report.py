@@ -58,13 +58,22 @@ TITLES = {
         "feeds latents of the clean picture. Latents with its content could give what the picture lacks: does "
         "reliance grow with the dose?",
     ),
+    "rotation": (
+        "rotation analogies",
+        "Which option is shape 3 turned as shape 2 is against shape 1? The solution is not in view, and its panel, in "
+        "a picture that shows it, is the one latent's target: a latent could hold what the input lacks. In "
+        "`rotation_query` shape 3 is not in view either, so that a latent alone can tell. Shapes of the scored "
+        "questions were held out from all training. The base is another one (`lvr_jax/assets/tiny_rotation`): its "
+        "tower was taught to turn shapes, and to name in a solution's panel the place of the option that it equals. "
+        "Without that name the answer was at chance even with true latents, with another base and in one run.",
+    ),
     "trajectories": ("training time", "Earlier states of the same runs: do cosine and accuracy rise together in time?"),
 }
 # What a line may run along, the first that varies; and what sets lines of one block apart.
 ALONG = ("at", "lambda", "dark", "noise", "until")
 APART = ("attention", "feedback")
 # Blocks with a table of their own and no line in the headline figure: no one thing varies in steps there.
-ASIDE = ("targets", "dial", "routing")
+ASIDE = ("targets", "dial", "routing", "rotation")
 PLAINLY = {"full": "plain"}         # values of axes in other words
 
 

@@ -1,7 +1,6 @@
 """Writes the full study's page from its results alone: equal results give equal bytes.
 
-Every sentence that states a result of the study is made of the numbers, so that none can disagree with them. ROTATION
-alone is written by hand: an attempt beside the study, which has no results in its folder.
+Every sentence that states a result of the study is made of the numbers, so that none can disagree with them.
 """
 
 import dataclasses
@@ -25,19 +24,6 @@ from study.page.words import NOTHING, limits, listed, p_value, plural, signed, t
 TITLE = "# Does cosine tell who answers? The full study"
 WORDS = (judged.HELD, judged.FAILED, judged.UNDECIDED)
 FIGURES = {"headline": "headline.svg", "dial": "dial.svg", "transplants": "transplants.svg"}
-ROTATION = (
-    "Rotation analogies (`lvr_jax/data/rotation_scenes.py`), where a latent could hold what the input lacks, are no "
-    "block. A base that answers them was made once, with one seed, in about 13 processor minutes, from the digit base "
-    "with the ordinals as tokens; it does not ship. Its tower was taught directly: 900 steps in which each panel names "
-    "its cells, its place and its turn against shape 1 or 3, so that the tower does the turning and the decoder looks "
-    "up. The decoder, its tower frozen, stayed at chance in 200 steps of analogies alone, and at a third in 400 "
-    "among questions that say the turn (one option is shape 3 itself, never right). With 200 more that also ask for "
-    "the turn, it answers 98.2 % [97.2, 98.9] of 1,000 validation items, the solution hidden (97.9 % with it in view), "
-    "and 86.8 % [84.6, 88.8] with held-out shapes. What a block still needs is a reader of latents: where shape 3 is "
-    "hidden as well, so that only a latent can tell, this base is at chance (26.4 % [23.8, 29.2]), and after 300 steps "
-    "of LVR from it the answer is at chance even with true latents fed. Matching a latent with an option by its "
-    "cells alone was not taught."
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,13 +161,18 @@ def _opening(found: Findings) -> str:
         TITLE,
         f"The paper's five checkpoints give r = {limits(published)} between accuracy and the cosine of latents with "
         "their visual targets (Fisher's interval over checkpoints). Here the same is asked of "
-        f"{plural(len(found.checkpoints), 'checkpoint')} of one small base, in blocks in each of which one thing "
+        f"{plural(len(found.checkpoints), 'checkpoint')} of {_bases(found)}, in blocks in each of which one thing "
         "varies. The unit is a trained checkpoint: intervals are over training seeds and recipes, not over questions, "
         "unless they say so.",
     ]
     if any(c.cosine is not None for line in found.lines for c in line.checkpoints):
         said += [f"![Accuracy against cosine, by what varies]({FIGURES['headline']})", _caption(found)]
     return "\n\n".join(said)
+
+
+def _bases(found: Findings) -> str:
+    count = len({c.axes.get("base") for c in found.checkpoints})
+    return "one small base" if count <= 1 else f"{count} small bases"
 
 
 def _short(found: Findings, judgements: Sequence[judged.Judgement]) -> str:
@@ -404,7 +395,7 @@ def _limits(found: Findings) -> str:
     seeds = sorted({c.seed for c in found.checkpoints})
     single = [recipe for b in found.blocks for recipe, each in b.recipes.items() if len(each) == 1]
     points = [
-        "One base of 1.24 million parameters and one kind of question (which digit, which colour, in a drawn scene): "
+        f"{_bases(found).capitalize()} of 1.24 million parameters and drawn scenes, with one kind of question each: "
         "signs and mechanisms, not sizes that would carry over to a network of billions.",
         f"{plural(len(seeds), 'training seed')} ({', '.join(map(str, seeds))}) and one set of held-out scenes. "
         "Intervals over so few seeds are wide, and an undecided prediction is no evidence against it.",
@@ -421,7 +412,6 @@ def _limits(found: Findings) -> str:
         "latents, which change that token too, tell where this matters.",
         "Cosine is that of teacher-forced latents, as the paper's. The paper's five points are of another network and "
         "another benchmark: drawn to be seen beside these, not pooled with them.",
-        ROTATION,
     ]
     return "\n".join(["## What this does not show", "", *(f"- {point}" for point in points)])
 
