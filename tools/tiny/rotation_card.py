@@ -87,6 +87,7 @@ def score(folder: Path, name: str, items: int, results: Path) -> Score:
 
 
 def measure(folder: Path, items: int, work: Path) -> Measured:
+    """All that the card states of the finished checkpoint."""
     scores = {name: score(folder, name, items, work / f"view_{n}.jsonl") for n, name in enumerate(VIEWS)}
     analogies = RotationAnalogies(items, split="validation")
     return Measured(scores, behind(folder, items, OFFSETS, LAYOUTS, [analogies[i] for i in range(items)]))
