@@ -11,7 +11,7 @@ from configs.prism import LIGHT
 from lvr_jax.files.shipped import ROOT, TOOLS
 from lvr_jax.prism.experiment import names
 from study.content import digest, experiment, folder_digest, read_of
-from study.runs import SETTINGS, TEXT_ONLY, Run, everywhere, runs, shared_optimizer
+from study.runs import SETTINGS, TEXT_ONLY, Run, everywhere, runs, shared_optimizer, tiny_of
 
 # What settings are compared by, besides the conditions of a light audit.
 COMPARED = "donor,norm_matched"
@@ -158,7 +158,7 @@ def scored(config: ConfigDict, run: Run) -> dict:
 
 def budget(config: ConfigDict, run: Run) -> int:
     """Latents a block: the study's, else those that the run was trained for."""
-    return config.budget or experiment(run, {}).system.budget
+    return config.budget or tiny_of(run.config).system.budget
 
 
 def result_key(config: ConfigDict, run: Run) -> str:

@@ -14,10 +14,11 @@ ask for, in whatever words, is one run of all of them.
 
 import ast
 import dataclasses
+import functools
 import importlib
 import itertools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -163,7 +164,7 @@ class Run:
     @property
     def system(self) -> str:
         """The latent system that it is decoded as."""
-        return importlib.import_module(f"configs.{self.config}").get_config("tiny").system.name
+        return tiny_of(self.config).system.name
 
     @property
     def scenes(self) -> dict:
@@ -172,7 +173,7 @@ class Run:
 
     def fields(self) -> dict[str, Any]:
         """What the run changes in its config, by field; ValueError for a field that the config lacks."""
-        config = importlib.import_module(f"configs.{self.config}").get_config("tiny")
+        config = tiny_of(self.config)
         found = dict(SETTINGS[self.setting].fields)
         for axis, text in self.axes:
             if axis not in (BASE, AT):
@@ -193,7 +194,7 @@ class Run:
 
     def plainest(self, study: ConfigDict) -> "Run":
         """The same run without axes that say what holds anyway in this study."""
-        config = importlib.import_module(f"configs.{self.config}").get_config("tiny")
+        config = tiny_of(self.config)
         usual = {**config.to_dict(), **everywhere(study, self.setting), **SETTINGS[self.setting].fields}
         holds = lambda name: usual[name] if name in usual else _require(config, name, self.variant)  # noqa: E731
         kept = [
@@ -285,10 +286,20 @@ def _combinations(
             yield Run(setting, name, own, int(seed), base, workdir)
 
 
+def tiny_of(name: str) -> ConfigDict:
+    """The tiny config of an experiment, made once: to be read, not changed."""
+    return _made(importlib.import_module(f"configs.{name}").get_config)
+
+
+@functools.cache
+def _made(get_config: Callable[[str], ConfigDict]) -> ConfigDict:
+    return get_config("tiny")
+
+
 def _config_of(name: str) -> Mapping:
     """The tiny config of an experiment; empty for a config of another kind."""
     try:
-        return importlib.import_module(f"configs.{name}").get_config("tiny")
+        return tiny_of(name)
     except (AttributeError, TypeError, ValueError):     # no config, one without sizes, one of a program
         return {}
 
