@@ -50,6 +50,8 @@ def get_config(size: str = "3b", name: str = "common") -> ConfigDict:
     c.reconstruction = ConfigDict({"points": ((0.0, 0.1),), "between": "hold"})
     c.own = ConfigDict({"points": ((0.0, 0.0),), "between": "linear"})
     c.alignment = ConfigDict({"text": (), "latents": ()})       # sizes of a row's parts, for own latents
+    # Sizes of a row's parts where questions share a picture: what they share, then `count` branches of `each`.
+    c.branches = ConfigDict({"shared": 0, "each": 0, "count": 1})
     c.optimizer = ConfigDict({
         "peak": 1e-5, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.1, "decay_rule": "official",
         "warmup_ratio": 0.03, "clip": 1.0,
@@ -99,7 +101,7 @@ def _tiny(c: ConfigDict) -> ConfigDict:
     c.objective.chunk = 4096        # all rows of a step at once
     c.optimizer.peak, c.optimizer.betas = 2e-3, (0.9, 0.99)      # of so few steps, 0.999 would remember all
     c.data.sources = {"digits": {"kind": "digit_search", "size": 100_000, "split": "train", "mask_box": False,
-                                  "mask_share": 1.0}}
+                                 "mask_share": 1.0, "questions": 1}}
     c.data.answer_format = "word_then_letter"
     c.data.check_boxes = True
     c.data.min_pixels, c.data.max_pixels = 784, 112 * 112

@@ -25,8 +25,9 @@ def get_config() -> ConfigDict:
         "controls": "lambda_zero,p_lvr_2_matched", "believed": "lvr", "bottleneck": "lvr", "masked": "lvr",
     })  # fmt: skip
     c.seeds = (0,)
-    # Rows are of two questions each. optimizer: fields of it that all runs share, instead of their configs' own.
-    c.train = ConfigDict({"steps": 300, "rows": 16, "optimizer": {}})
+    # Rows are of two questions each, or as many questions of fewer pictures: `questions` about each, where they share
+    # it. optimizer: fields of it that all runs share, instead of their configs' own.
+    c.train = ConfigDict({"steps": 300, "rows": 16, "questions": 4, "optimizer": {}})
     c.questions = 1000              # scored for accuracy
     c.audited = 400                 # of them, under every condition
     # Settings whose audits are `configs/prism.py:light`: the conditions that tell settings apart, and a verdict. The

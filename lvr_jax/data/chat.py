@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from lvr_jax.data import images as image_rules
+from lvr_jax.data.branches import join
 from lvr_jax.data.chat_template import TemplateError, render
 from lvr_jax.data.filler import draw_filler
 from lvr_jax.data.sample import (
@@ -249,26 +250,31 @@ def encode_example(
 ) -> Example:
     """A training example: prompt, one latent block a box, answer, `<|im_end|>` and the newline after it.
 
-    filler: 0 to so many tokens, drawn by `draw_filler`, precede the reply. A sample without boxes has no block.
+    filler: 0 to so many tokens, drawn by `draw_filler`, precede the reply. A sample without boxes has no block. Further
+    questions about the images (`Sample.more`) follow as branches of the first one's sequence.
     Cross-entropy falls on every response token except the slots. Raises a DataError that names the sample for an
     unreadable image, a bad box (unless check_boxes is False: see `latent_slots`), a missing answer or letter, reserved
     tokens in a text, or counts that do not agree.
     """
-    texts = _response_text(sample, template, answer_format)
-    for text in texts:
-        _refuse_reserved(sample.id, "answer", text, (*RESERVED, *template.tokens))
     patches, targets, grids = _load_both(sample, min_pixels=min_pixels, max_pixels=max_pixels, protocol=protocol)
-    slots = latent_slots(sample, grids, template, box_rule=box_rule, check_boxes=check_boxes)
-    sequence = _Sequence()
-    _add_prompt(sequence, sample, tokenizer, template, grids, system)
-    if filler:
-        ids, cells = draw_filler(sample.id, tokenizer, filler, len(patches) // image_rules.MERGE**2)
-        sequence.add(ids, vision_slot=cells)
-    for i, text in enumerate(texts):        # text i follows block i - 1
-        _add_block(sequence, [group for group in slots if group.box == i - 1], tokenizer, template)
-        text += f"{IM_END}\n" if i == len(texts) - 1 else ""
-        sequence.add(tokenizer.encode(text), role=ROLE_ANSWER, loss_mask=True)
-    return _finish(sequence, sample, tokenizer, patches, targets, grids)
+
+    def one(question: Sample) -> Example:
+        texts = _response_text(question, template, answer_format)
+        for text in texts:
+            _refuse_reserved(question.id, "answer", text, (*RESERVED, *template.tokens))
+        slots = latent_slots(question, grids, template, box_rule=box_rule, check_boxes=check_boxes)
+        sequence = _Sequence()
+        _add_prompt(sequence, question, tokenizer, template, grids, system)
+        if filler:
+            ids, cells = draw_filler(question.id, tokenizer, filler, len(patches) // image_rules.MERGE**2)
+            sequence.add(ids, vision_slot=cells)
+        for i, text in enumerate(texts):        # text i follows block i - 1
+            _add_block(sequence, [group for group in slots if group.box == i - 1], tokenizer, template)
+            text += f"{IM_END}\n" if i == len(texts) - 1 else ""
+            sequence.add(tokenizer.encode(text), role=ROLE_ANSWER, loss_mask=True)
+        return _finish(sequence, question, tokenizer, patches, targets, grids)
+
+    return join([one(sample), *map(one, sample.more)]) if sample.more else one(sample)
 
 
 def encode_prompt(

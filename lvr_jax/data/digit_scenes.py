@@ -14,6 +14,7 @@ Why nothing but the picture can answer:
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import numpy as np
 
@@ -42,6 +43,9 @@ class DigitSearch:
     answer them. `mask_share`: of the canvas only so much is black, in cells of a seventh of its side that the item
     draws; of one item, more share hides what less does, and more.
 
+    `questions`: how many are put about each picture, the kinds in turn; those after the first are `Sample.more`. One
+    that is alone in its kind is put again with other options.
+
     `index` beyond `size` is an IndexError; a bad setting is a ValueError that names it.
     """
 
@@ -60,6 +64,7 @@ class DigitSearch:
     options: int = 4
     mask_box: bool = False
     mask_share: float = 1.0
+    questions: int = 1
 
     def __post_init__(self):
         columns, rows, block = self._places()
@@ -82,6 +87,8 @@ class DigitSearch:
              f"none of {', '.join(PLACE_KINDS)} with mask_box: the hole would give the place away"),
             ("mask_share", 0 < self.mask_share <= 1, "above 0, at most 1"),
             ("mask_share", self.mask_box or self.mask_share == 1, "1 without mask_box"),
+            ("questions", self.questions >= 1, "at least 1"),
+            ("questions", self.questions == 1 or not self.mask_box, "1 with mask_box: each hides what it asks for"),
             ("options", self.options == 0 or 2 <= self.options <= len(COLOUR_NAMES), f"0, or 2 to {len(COLOUR_NAMES)}"),
         ):
             if not ok:
@@ -91,15 +98,17 @@ class DigitSearch:
         return self.size
 
     def __getitem__(self, index: int) -> Sample:
-        return self._sample(index, *self._draw(index))
+        scene, asked, rng = self._draw(index)
+        first, *more = [self._sample(index, scene, n, question, rng) for n, question in enumerate(asked)]
+        return dataclasses.replace(first, more=tuple(more)) if more else first
 
     def counterfactual(self, index: int) -> Sample | None:
         """Item `index` with the asked attribute of its target changed to that of a wrong option, and nothing else.
 
-        The same question about the same scene, down to the noise, with another answer. None for the place kinds, whose
-        answer changes only if something moves.
+        The same question about the same scene, down to the noise, with another answer; of several questions the first.
+        None for the place kinds, whose answer changes only if something moves.
         """
-        scene, question, rng = self._sketch(index)
+        scene, (question, *_), rng = self._sketch(index)
         kind = self._kind(index)
         if kind in PLACE_KINDS:
             return None
@@ -113,7 +122,7 @@ class DigitSearch:
             original, id=f"{original.id}-counterfactual", images=(scene.image,), answer=answer,
             letter=LETTERS[original.options.index(answer)] if original.options else None,
             boxes=tuple(scene.normalised(n) for n in question.targets),
-            input_images=self._input_images(index, scene, question),
+            input_images=self._input_images(index, scene, question), more=(),
         )  # fmt: skip
 
     def _changed(self, scene: DigitScene, n: int, kind: str, answer: str, draw: np.random.Generator) -> DigitScene:
@@ -128,7 +137,10 @@ class DigitSearch:
         return dataclasses.replace(scene, classes=put(scene.classes, int(answer)), samples=put(scene.samples, sample),
                                    ink=ink)
 
-    def _sample(self, index: int, scene: DigitScene, question: Question, rng: np.random.Generator) -> Sample:
+    def _sample(
+        self, index: int, scene: DigitScene, number: int, question: Question, rng: np.random.Generator
+    ) -> Sample:
+        """Question `number` about the scene."""
         wrong = [*_shuffled(rng, question.likely), *_shuffled(rng, question.unlikely)][:max(self.options - 1, 0)]
         letter, text = None, question.text
         options: tuple[str, ...] = ()
@@ -138,14 +150,14 @@ class DigitSearch:
             letter = LETTERS[slot]
             text = with_options(text, options)
         return Sample(
-            id=f"digits-{self.split}-{self.seed}-{index}",
+            id=f"digits-{self.split}-{self.seed}-{index}" + (f"-{number}" if number else ""),
             images=(scene.image,),
             question=text,
             answer=question.answer,
             options=options,
             letter=letter,
             boxes=tuple(scene.normalised(n) for n in question.targets),
-            category=self._kind(index),
+            category=self._kind(index + number),
             source="digit_search",
             input_images=self._input_images(index, scene, question),
         )
@@ -159,8 +171,8 @@ class DigitSearch:
         return self._draw(index)[0]
 
     def target(self, index: int) -> tuple[int, ...]:
-        """The numbers, within `scene(index)`, of the digits that item `index` asks about."""
-        return self._draw(index)[1].targets
+        """The numbers, within `scene(index)`, of the digits that item `index`, its first question, asks about."""
+        return self._draw(index)[1][0].targets
 
     def _places(self) -> tuple[int, int, int]:
         if self.lattice < 1:
@@ -171,23 +183,28 @@ class DigitSearch:
     def _kind(self, index: int) -> str:
         return self.kinds[index % len(self.kinds)]
 
-    def _draw(self, index: int) -> tuple[DigitScene, Question, np.random.Generator]:
-        scene, question, rng = self._sketch(index)
+    def _draw(self, index: int) -> tuple[DigitScene, list[Question], np.random.Generator]:
+        scene, asked, rng = self._sketch(index)
         paint(scene, self.noise, self.background, rng)
-        return scene, question, rng
+        return scene, asked, rng
 
-    def _sketch(self, index: int) -> tuple[DigitScene, Question, np.random.Generator]:
-        """Scene and question before anything is painted; the generator goes on with the pixels."""
+    def _sketch(self, index: int) -> tuple[DigitScene, list[Question], np.random.Generator]:
+        """Scene and questions before anything is painted; the generator goes on with the pixels."""
         if not 0 <= index < self.size:
             raise IndexError(f"digit search has {self.size} items, asked for {index}")
         key = np.array([2 * self.seed + SPLITS.index(self.split), index], np.uint64)
         rng = np.random.Generator(np.random.Philox(key=key))
+        kinds = [self._kind(index + number) for number in range(self.questions)]
         while True:
             scene = self._layout(rng)
-            questions = KINDS[self._kind(index)](scene)
-            if questions:       # else no referent is unique: draw anew, which keeps the asked attribute uniform
+            possible = {kind: KINDS[kind](scene) for kind in dict.fromkeys(kinds)}
+            if all(possible.values()):      # else no referent is unique: draw anew: the asked attribute stays uniform
                 break
-        return scene, questions[rng.integers(len(questions))], rng
+        if len(kinds) == 1:
+            (questions,) = possible.values()
+            return scene, [questions[rng.integers(len(questions))]], rng
+        turns = {kind: itertools.cycle(rng.permutation(len(found)).tolist()) for kind, found in possible.items()}
+        return scene, [possible[kind][next(turns[kind])] for kind in kinds], rng
 
     def _layout(self, rng: np.random.Generator) -> DigitScene:
         """Everything about a scene but its pixels."""

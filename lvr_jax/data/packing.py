@@ -6,7 +6,7 @@ images that the model sees, are more windows of the same row: `vision_slot` is o
 """
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
@@ -59,7 +59,7 @@ def lay_out_row(examples: Sequence[Example], budget: Budget, geometry: Geometry 
     """One row. Keys and shapes, int32 unless said:
 
     tokens, segment (0 padding, else 1 + number of the example), vision_slot (merged slot in window order, or -1),
-    stage, group (0, else unique in the row), role: [T]; loss_mask [T] bool; positions [3, T];
+    stage, group (0, else unique in the row), role, branch (as in Example): [T]; loss_mask [T] bool; positions [3, T];
     patches [W, S, C] (uint8), window_segment [W, S], rotary_ids [W, S, 2]; pool [pooled, 2] (token, merged slot; -1).
     """
     size = sum(map(geometry.size, examples), Budget(0, 0))
@@ -82,6 +82,8 @@ def lay_out_row(examples: Sequence[Example], budget: Budget, geometry: Geometry 
         "window_segment": layout.segments, "rotary_ids": layout.rotary_ids,
         "pool": np.full((budget.pooled, 2), -1, np.int32),
     }  # fmt: skip
+    if any(e.branch is not None for e in examples):
+        row["branch"] = np.zeros(T, np.int32)
     at = merged = groups = pooled = 0  # where the next example's tokens, merged tokens, groups and pairs begin
     for number, e in enumerate(examples):
         here = slice(at, at + len(e.tokens))
@@ -94,6 +96,8 @@ def lay_out_row(examples: Sequence[Example], budget: Budget, geometry: Geometry 
         row["vision_slot"][here] = np.where(e.vision_slot >= 0, _slot(layout.merged_slot, raster), -1)
         row["loss_mask"][here], row["stage"][here], row["role"][here] = e.loss_mask, e.stage, e.role
         row["group"][here] = np.where(e.group > 0, e.group + groups, 0)
+        if e.branch is not None:
+            row["branch"][here] = e.branch
         pairs = slice(pooled, pooled + len(e.latent_pool))
         row["pool"][pairs, 0] = e.latent_pool[:, 0] + at
         row["pool"][pairs, 1] = _slot(layout.merged_slot, e.latent_pool[:, 1] + merged + elsewhere)
@@ -109,6 +113,8 @@ def _slot(merged_slot: np.ndarray, raster: np.ndarray) -> np.ndarray:
 def collate(rows: Sequence[Sequence[Example]], budget: Budget, geometry: Geometry = Geometry()) -> Batch:  # noqa: B008
     """Rows of examples -> one batch, every array with a leading B axis."""
     laid_out = [lay_out_row(row, budget, geometry) for row in rows]
+    if any("branch" in row for row in laid_out):        # rows that a stream's end left empty have none
+        laid_out = [{"branch": np.zeros_like(row["tokens"])} | row for row in laid_out]
     return {key: np.stack([row[key] for row in laid_out]) for key in laid_out[0]}
 
 
@@ -163,21 +169,41 @@ class Alignment:
 def align(batch: Batch, alignment: Alignment) -> Batch:
     """A collated batch of one example a row -> the same with aligned rows, and `before` [B, T]: where the token before
     each one is. BudgetError if an example does not fit; DataError if a row holds several."""
+
+    def places(row: dict[str, np.ndarray], name: str) -> tuple[np.ndarray, np.ndarray]:
+        place = alignment.places(row["stage"], row["vision_slot"], row["group"], name)
+        return place, np.arange(len(place)) - 1
+
+    return rearrange(batch, alignment.tokens, places)
+
+
+def rearrange(
+    batch: Batch, tokens: int, places: Callable[[dict[str, np.ndarray], str], tuple[np.ndarray, np.ndarray]]
+) -> Batch:
+    """A collated batch of one example a row -> rows of `tokens`, and `before` [B, T]: where the token before each one
+    is, 0 for what has none.
+
+    places: (a row's n own tokens, its name) -> where each goes [n], and the number of the token before each [n], -1 for
+    none. DataError if a row holds several examples.
+    """
     if batch["segment"].max(initial=0) > 1:
-        raise DataError("align: a row holds several examples, expected max_per_row = 1")
-    B, T = batch["tokens"].shape[0], alignment.tokens
+        raise DataError("a row of parts holds several examples, expected max_per_row = 1")
+    B = batch["tokens"].shape[0]
     fill = {"vision_slot": -1}
-    along = ("tokens", "segment", "vision_slot", "stage", "group", "role", "loss_mask", "positions")
-    out = {k: x if k not in along else np.full((*x.shape[:-1], T), fill.get(k, 0), x.dtype) for k, x in batch.items()}
-    out["before"] = np.zeros((B, T), np.int32)
+    columns = ("tokens", "segment", "vision_slot", "stage", "group", "role", "loss_mask", "positions", "branch")
+    along = [name for name in columns if name in batch]
+    out = {
+        k: np.full((*x.shape[:-1], tokens), fill.get(k, 0), x.dtype) if k in along else x for k, x in batch.items()
+    }  # fmt: skip
+    out["before"] = np.zeros((B, tokens), np.int32)
     out["pool"] = batch["pool"].copy()
     for b in range(B):
         n = int((batch["segment"][b] > 0).sum())
         own = {key: batch[key][b, ..., :n] for key in along}
-        place = alignment.places(own["stage"], own["vision_slot"], own["group"], f"of row {b}")
+        place, before = places(own, f"of row {b}")
         for key, values in own.items():
             out[key][b][..., place] = values
-        out["before"][b, place[1:]] = place[:-1]
+        out["before"][b, place] = np.where(before >= 0, place[before], 0)
         pooled = batch["pool"][b, :, 0] >= 0
         out["pool"][b, pooled, 0] = place[batch["pool"][b, pooled, 0]]
     return out

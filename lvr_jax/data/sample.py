@@ -43,6 +43,8 @@ class Sample:
 
     `input_images`, when set, is what the model sees while latents (targets and teacher-forced inputs) come from
     `images`: same number, same sizes. The masked-box control and oracle-strip tasks are made this way.
+
+    `more`: further questions about the same images; of them only what differs by question is read.
     """
 
     id: str
@@ -56,6 +58,7 @@ class Sample:
     source: str = ""                                    # name of the data set, for mixing and for reports
     input_images: tuple[ImageSource, ...] | None = None
     box_images: tuple[int, ...] = ()
+    more: tuple[Sample, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -80,6 +83,9 @@ class Example:
     # merged tokens (pooled targets). Empty when latents are single tokens. At a pooled position vision_slot holds the
     # first of its tokens, so "slot >= 0" means the same with and without pooling.
     latent_pool: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 2), np.int32))
+    # [T] int32 where several questions share the images (data.branches): 0 for what they share, else 1 + the number of
+    # the question. None: one question.
+    branch: np.ndarray | None = None
 
     @property
     def num_tokens(self) -> int:

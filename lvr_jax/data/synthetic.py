@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+from lvr_jax.data.branches import Branches, join, spread
 from lvr_jax.data.images import MERGE, PATCH_COLUMNS
 from lvr_jax.data.packing import Budget, Geometry, collate
 from lvr_jax.data.pipeline import HostBatch
@@ -56,14 +57,29 @@ def synthetic_example(budget: Budget, geometry: Geometry = Geometry(), seed: int
     )
 
 
+def synthetic_branches(
+    branches: Branches, windows: int, geometry: Geometry = Geometry(), seed: int = 0  # noqa: B008
+) -> Example:
+    """The same question `branches.count` times about one picture as large as the shared part allows."""
+    own = LATENTS + TEXT - 1            # tokens of a branch: the shared part ends with the one after the picture
+    if branches.each < own:
+        raise DataError(f"{branches}: too small for a synthetic example")
+    example = synthetic_example(Budget(branches.shared + own, windows), geometry, seed)
+    return join([example] * branches.count)
+
+
 def synthetic_batches(
-    budget: Budget, rows: Iterable[int], geometry: Geometry = Geometry()  # noqa: B008
+    budget: Budget, rows: Iterable[int], geometry: Geometry = Geometry(), branches: Branches | None = None  # noqa: B008
 ) -> Iterator[HostBatch]:
     """The same batch for ever, one example a row; nothing is read, encoded or packed after the first.
 
     rows: their numbers in the whole batch, which say what they hold.
     """
-    examples = [synthetic_example(budget, geometry, int(row)) for row in rows]
-    batch = HostBatch(collate([[e] for e in examples], budget, geometry), tuple((e.id,) for e in examples))
+    examples = [
+        synthetic_branches(branches, budget.windows, geometry, int(row)) if branches
+        else synthetic_example(budget, geometry, int(row)) for row in rows
+    ]  # fmt: skip
+    arrays = collate([[e] for e in examples], budget, geometry)
+    batch = HostBatch(spread(arrays, branches) if branches else arrays, tuple((e.id,) for e in examples))
     while True:
         yield batch

@@ -7,6 +7,7 @@ over devices, is the same step (`Totals`).
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -232,13 +233,14 @@ def forward(
     compute: Compute,
     *,
     parts: Parts = (),
+    branches: tuple[int, int] | None = None,
     flow: jax.Array | None = None,
     merged: jax.Array | None = None,
 ) -> dict[str, jax.Array]:
     """One pass over a batch. Returns hidden [B, T, D], predicted and target [B, T, D] (fp32, at latent positions),
     fed [B, T, D] (what was fed there) and merged.
 
-    parts: the static cut of aligned rows for `rollout` feedback (latents.unroll); flow: see `Tokens`.
+    parts: the static cut of aligned rows for `rollout` feedback (latents.unroll); branches, flow: see `Tokens`.
     """
     noise_keys, target_keys, own_keys = (row_keys(batch, k) for k in jax.random.split(key, 3))
     if merged is None:
@@ -253,7 +255,7 @@ def forward(
     x = over_rows(jnp.where(latent[..., None], fed.astype(x.dtype), x))
     blocked = objective.blocked()
     role = None if blocked is None else batch["role"]
-    tokens = Tokens(batch["positions"], batch["segment"], role, blocked, flow)
+    tokens = Tokens(batch["positions"], batch["segment"], role, blocked, flow, branches)
     if objective.feedback == "teacher":
         hidden, _, _ = model.decode(x, tokens, compute=compute)
     else:
@@ -318,13 +320,17 @@ def loss(
     key: jax.Array,
     compute: Compute,
     parts: Parts = (),
+    branches: tuple[int, int] | None = None,
 ) -> tuple[jax.Array, dict[str, Any]]:
     """The share of one micro-batch in the loss of the whole batch, and its parts (already shares too).
 
     Parts: loss_ce, loss_lvr, loss_diversity, loss_total, correct (predicted tokens that are right), cosine (mean over
     latents, teacher-forced unless `feedback` says otherwise).
     """
-    out = forward(model, batch, objective, weights, key, compute, parts=parts)
+    read = functools.partial(
+        forward, model, batch, objective, weights, key, compute, parts=parts, branches=branches
+    )  # fmt: skip
+    out = read()
     hidden = out["hidden"]
     share = batch["loss_mask"] / jnp.maximum(total.tokens, 1)
     ce, (_, correct) = weighted_cross_entropy(
@@ -334,8 +340,7 @@ def loss(
     route = ROUTES[objective.route]
     if route is not None:
         # The same pass once more, with the gradient allowed through some positions only: cross-entropy keeps its own.
-        flow = route(batch["role"])
-        routed = forward(model, batch, objective, weights, key, compute, parts=parts, flow=flow, merged=out["merged"])
+        routed = read(flow=route(batch["role"]), merged=out["merged"])
     if objective.route == "head_only":
         stopped = jax.lax.stop_gradient
         routed = {"predicted": _predicted(model, batch, stopped(hidden)), "target": stopped(out["target"])}

@@ -44,6 +44,8 @@ class Keys:
     segment:  [B, S] int, a query sees keys of its own segment only; 0 is padding and is seen by padding alone
     role:     [B, S] int or None, what a token is for; used with `Queries.blocked`
     causal:   the keys are the queries' own tokens: token t sees s <= t
+    branches: (shared, count), as in `Tokens`: of the own tokens after the first `shared`, those of a branch do not see
+              those of another. None: there are no branches
     """
 
     k: jax.Array
@@ -51,6 +53,7 @@ class Keys:
     segment: jax.Array
     role: jax.Array | None = None
     causal: bool = dataclasses.field(default=False, metadata={"static": True})
+    branches: tuple[int, int] | None = dataclasses.field(default=None, metadata={"static": True})
 
 
 @jax.tree_util.register_dataclass
@@ -88,10 +91,14 @@ def attention(
     Returns ([B, T, N, H], attention weights [B, N, T, sum of S] if asked for, else None). `blocks`, `splash` and
     `cudnn` take one `Keys`, the last two without roles; anything else raises AttentionError. A query that sees nothing
     returns zeros; with `splash` a token of padding sees only the padding near it. `blocks` leaves what would exceed
-    MAX_SCORES to `xla`.
+    MAX_SCORES to `xla`. Branches are read in one pass, by `xla` after what they share, and give no weights.
     """
     if implementation not in IMPLEMENTATIONS:
         raise AttentionError(f"attention implementation {implementation!r}, expected one of {list(IMPLEMENTATIONS)}")
+    if any(part.branches for part in keys):
+        if len(keys) != 1 or weights:
+            raise AttentionError("rows of branches are read in one pass, without a cache and without attention weights")
+        return _branched(queries, keys[0], implementation), None
     if implementation == "xla":
         return _xla(queries, keys, weights)
     if weights:
@@ -157,6 +164,24 @@ def _splash(queries: Queries, keys: Keys, interpret: bool = False) -> jax.Array:
         raise AttentionError(f"splash attention needs lengths that are multiples of 128, got {T} queries and {S} keys")
     kernel = functools.partial(splash_attention, causal=keys.causal, interpret=interpret)
     return _on_each_device(kernel, queries.q, keys.k, keys.v, queries.segment)
+
+
+def _branched(queries: Queries, keys: Keys, implementation: str) -> jax.Array:
+    """Each branch is a row of its own, to which what is shared is a past; `implementation` is for what is shared."""
+    (shared, count), (B, T) = keys.branches, queries.segment.shape
+    if T <= shared or (T - shared) % count:
+        raise AttentionError(f"a row of {T} tokens: expected {shared} shared ones and {count} branches of one size")
+    of_branches = lambda x: x[:, shared:].reshape(B * count, -1, *x.shape[2:])  # noqa: E731
+    once_each = lambda x: jnp.repeat(x, count, axis=0)  # noqa: E731
+    blocked, keys = queries.blocked, dataclasses.replace(keys, branches=None)
+    queries = dataclasses.replace(queries, blocked=None)
+    first, own_first = jax.tree.map(lambda x: x[:, :shared], (queries, keys))
+    out, _ = attention(dataclasses.replace(first, blocked=blocked), own_first, implementation=implementation)
+    past = dataclasses.replace(jax.tree.map(once_each, own_first), causal=False)
+    rest, own = jax.tree.map(of_branches, (queries, keys))
+    blocked = once_each(blocked) if blocked is not None and blocked.ndim == 3 else blocked
+    seen, _ = attention(dataclasses.replace(rest, blocked=blocked), past, own)
+    return jnp.concatenate([out, seen.reshape(B, T - shared, *seen.shape[2:])], axis=1)
 
 
 def _on_each_device(kernel: Callable, q, k, v, *of_rows) -> jax.Array:

@@ -145,7 +145,8 @@ class Network(Protocol):
     ) -> tuple[jax.Array, Cache | None, dict[str, jax.Array]]:
         """Embeddings [B, T, D] -> (states after the final norm [B, T, D], own cache if kept, taps).
 
-        Must honour `tokens.segment`, `role` with `blocked`, and `flow`; keys and values of the cache are rotated.
+        Must honour `tokens.segment`, `role` with `blocked`, `flow` and `branches`; keys and values of the cache are
+        rotated.
         Taps: `states` [1 + L, B, T, D] and `attention` [L, B, N, T, past + T].
         """
 

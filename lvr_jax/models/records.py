@@ -35,6 +35,8 @@ class Tokens:
     positions: [B, 3, T] M-RoPE ids
     segment:   [B, T], 0 for padding; tokens see their own segment only, so packed examples do not meet
     role:      [B, T] or None, with blocked [R, R] or [B, R, R]: attention routing (models.attention.Queries)
+    branches:  (shared, count): the first `shared` tokens of a row are seen by all, the rest are `count` branches of one
+               size that do not see each other; for `Keys`. None: a row is one sequence
     flow:      [B, T] bool or None: where False, nothing is back-propagated through what enters a block at this token,
                neither the residual stream nor keys and values, at any layer
     """
@@ -44,6 +46,7 @@ class Tokens:
     role: jax.Array | None = None
     blocked: jax.Array | None = None
     flow: jax.Array | None = None
+    branches: tuple[int, int] | None = dataclasses.field(default=None, metadata={"static": True})
 
     def only_flow(self, x: jax.Array) -> jax.Array:
         """x [B, T, ...] with the gradient stopped where `flow` is False."""

@@ -47,6 +47,7 @@ DECAY = _Range(0, 1, below=True)
 NUMBERS = {
     # A key of jax.random has 32 bits of its seed; the step is an int32 of the state.
     "seed": _Range(0, 2**32 - 1, whole=True), "steps": _Range(0, 2**31 - 1, whole=True),
+    "branches.shared": COUNT, "branches.each": COUNT, "branches.count": SIZE,
     "rows": SIZE, "accumulate": SIZE, "shards": COUNT, "init.fork_at": SHARE,
     "objective.diversity": AMOUNT, "objective.noise": AMOUNT, "objective.chunk": SIZE,
     "optimizer.peak": AMOUNT, "optimizer.eps": POSITIVE, "optimizer.weight_decay": AMOUNT,
@@ -65,6 +66,7 @@ POINTS = {"reconstruction.points": AMOUNT, "own.points": SHARE}
 # with this value are of the same run.
 LATER: dict[str, Any] = {
     "latent_head": "", "data.sources.*.mask_share": 1.0, "held_out.sources.*.mask_share": 1.0,
+    "branches": {"shared": 0, "each": 0, "count": 1}, "data.sources.*.questions": 1,
 }  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 
 from lvr_jax import checkpoints
 from lvr_jax.checkpoints.folder import FILES, is_ours, resolve
+from lvr_jax.data.branches import Branches
 from lvr_jax.data.device import batch_sharding
 from lvr_jax.data.from_config import DataConfig, make_tokenizer
 from lvr_jax.data.packing import Alignment
@@ -129,6 +130,7 @@ class Experiment:
     like: State
     rows: NamedSharding
     alignment: Alignment | None
+    branches: Branches | None
 
     @classmethod
     def from_config(cls, config: ConfigDict, mesh: Mesh | None = None) -> Experiment:
@@ -156,6 +158,9 @@ class Experiment:
                 f"objective.feedback is {objective.feedback!r} and alignment.latents {c.alignment.latents}: own "
                 "latents need aligned rows, and only they do"
             )
+        branches = _record(Branches, "branches", c.branches) if c.branches.count > 1 else None
+        if branches and alignment:
+            raise ConfigFieldError(f"branches.count is {c.branches.count}: rows for own latents hold one question")
         stages = len(TEMPLATES[data.template].stages)
         if len(objective.stage_weights) != max(stages, 1):
             raise ConfigFieldError(
@@ -178,10 +183,11 @@ class Experiment:
             graph=graph, objective=objective, compute=compute, transformation=transformation,
             rate=optimizer.rate(c.steps), reconstruction=_schedule("reconstruction", c.reconstruction, c.steps),
             own=_schedule("own", c.own, c.steps), accumulate=c.accumulate,
-            parts=() if alignment is None else tuple(Part(*bounds) for bounds in alignment.bounds), seed=c.seed,
+            parts=() if alignment is None else tuple(Part(*bounds) for bounds in alignment.bounds),
+            branches=(branches.shared, branches.count) if branches else None, seed=c.seed,
         )  # fmt: skip
         like = abstract_state(params, c.frozen, transformation, sharding_rules(c, network), mesh, compute.dtype)
-        return cls(c, data, None, network, graph, recipe, mesh, like, rows, alignment)
+        return cls(c, data, None, network, graph, recipe, mesh, like, rows, alignment, branches)
 
     def step(self) -> Callable:
         return compiled_step(self.recipe, self.like, self.rows, self.mesh)

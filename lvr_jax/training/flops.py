@@ -2,8 +2,8 @@
 
 Counted are the matrix products that the model needs for the tokens that are there: padding, recomputation and the
 second pass of a gradient routing earn nothing. Decoder: forward and backward, three times the forward pass; attention
-causal, so half of all pairs, within examples. Vision tower and merger: forward only when frozen; window layers within
-windows, full layers within images. Unembedding: all tokens, as is usual.
+causal, so half of all pairs, within examples; a branch of them sees itself and what is shared. Vision tower and merger:
+forward only when frozen; window layers within windows, full layers within images. Unembedding: all tokens, as is usual.
 """
 
 import numpy as np
@@ -36,13 +36,23 @@ def _sizes(segment: np.ndarray) -> np.ndarray:
     return counts[1:][counts[1:] > 0]
 
 
+def _pairs(batch: Batch) -> float:
+    """Pairs of a query and a key that it sees, of one layer of the decoder."""
+    examples = _sizes(batch["segment"]).astype(np.float64)
+    if "branch" not in batch:
+        return (examples * (examples + 1) / 2).sum()
+    branch = np.where(batch["segment"] > 0, batch["branch"], -1)
+    sizes = (branch[:, None] == np.arange(branch.max() + 1)[:, None]).sum(-1).astype(np.float64)     # [B, 1 + count]
+    return (sizes * (sizes + 1) / 2).sum() + (sizes[:, :1] * sizes[:, 1:]).sum()
+
+
 def batch_flops(config: Config, batch: Batch, *, train_vision: bool = False) -> tuple[float, int]:
     """(model FLOPs of one training step, tokens that are not padding) of a host batch."""
     examples = _sizes(batch["segment"]).astype(np.float64)
     frames = _sizes(batch["window_segment"]).astype(np.float64)
     windows = (batch["window_segment"] > 0).sum(-1).astype(np.float64)
     family = family_of(config)
-    decoder = family.decoder_flops(config, examples.sum(), (examples * (examples + 1) / 2).sum())
+    decoder = family.decoder_flops(config, examples.sum(), _pairs(batch))
     vision = family.vision_flops(config, frames.sum(), (windows**2).sum(), (frames**2).sum())
     return 3 * decoder + (3 if train_vision else 1) * vision, int(examples.sum())
 

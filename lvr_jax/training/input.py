@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from absl import logging
 
+from lvr_jax.data.branches import Branches, join, spread
 from lvr_jax.data.device import Placement
 from lvr_jax.data.from_config import DataConfig, make_encode, make_sources
 from lvr_jax.data.packing import Alignment, align
@@ -29,6 +30,16 @@ def _fitting(sample: Sample, encode: Callable[[Sample], Example], alignment: Ali
     """An example that does not fit the alignment is bad data: counted and skipped, as one that exceeds the budget."""
     example = encode(sample)
     alignment.places(example.stage, example.vision_slot, example.group, example.id)
+    return example
+
+
+def _branched(sample: Sample, encode: Callable[[Sample], Example], branches: Branches) -> Example:
+    """The same for rows of branches; a single question is a branch, too."""
+    example = encode(sample)
+    if example.branch is None:
+        example = join([example])
+    assert example.branch is not None
+    branches.places(example.branch, example.id)
     return example
 
 
@@ -53,6 +64,7 @@ class Input:
         placement: Placement | None = None,
         shards: int = 0,
         alignment: Alignment | None = None,
+        branches: Branches | None = None,
         mask_boxes: bool = False,
         skip_log: str | None = None,
     ):
@@ -60,8 +72,8 @@ class Input:
         self.shards = shards or placement.shards
         if data.rows % self.shards:
             raise DataError(f"shards = {self.shards}: expected a number that divides the {data.rows} rows of a step")
-        if alignment and data.max_per_row != 1:
-            raise DataError(f"data.max_per_row = {data.max_per_row}: aligned rows hold one example, expected 1")
+        if (alignment or branches) and data.max_per_row != 1:
+            raise DataError(f"data.max_per_row = {data.max_per_row}: rows of parts hold one example, expected 1")
         size = data.rows // self.shards
         self.numbers = np.unique(placement.rows // size).tolist()
         self.read = size * len(self.numbers)        # rows; those of other processes among them are dropped
@@ -73,10 +85,11 @@ class Input:
                 "shards = %d: this process reads %d rows a step and keeps %d; with shards = %d none are read in vain",
                 self.shards, self.read, len(self._kept), placement.shards,
             )  # fmt: skip
-        self.alignment = alignment
+        self.alignment, self.branches = alignment, branches
         data = dataclasses.replace(data, rows=size, workers=-(-data.workers // len(self.numbers)))
         encode = make_encode(data, tokenizer)
         encode = functools.partial(_fitting, encode=encode, alignment=alignment) if alignment else encode
+        encode = functools.partial(_branched, encode=encode, branches=branches) if branches else encode
         sources = sources_of(data, mask_boxes)
         # Of the processes that read a shard one lists what it skipped; all of them count it.
         listed = lambda start: skip_log is not None and placement.first_of(start, start + size)  # noqa: E731
@@ -97,7 +110,10 @@ class Input:
         ids = [row for part in parts for row in part.ids]
         if self.read > len(self._kept):
             arrays, ids = {key: x[self._kept] for key, x in arrays.items()}, [ids[i] for i in self._kept]
+        if "branch" in arrays and not self.branches:
+            raise DataError("a source puts several questions about a picture, and the config has no branches for them")
         arrays = align(arrays, self.alignment) if self.alignment else arrays
+        arrays = spread(arrays, self.branches) if self.branches else arrays
         return HostBatch(arrays, tuple(ids))
 
     def get_state(self) -> list[dict]:
@@ -126,10 +142,12 @@ class Synthetic:
 
     skipped = 0
 
-    def __init__(self, data: DataConfig, *, placement: Placement | None = None):
+    def __init__(self, data: DataConfig, *, placement: Placement | None = None, branches: Branches | None = None):
         settings = data.settings
         rows = range(data.rows) if placement is None else placement.rows
-        self._batches: Iterator[HostBatch] = synthetic_batches(settings.budget, rows, settings.geometry)
+        self._batches: Iterator[HostBatch] = synthetic_batches(
+            settings.budget, rows, settings.geometry, branches
+        )
 
     def __next__(self) -> HostBatch:
         return next(self._batches)

@@ -78,11 +78,11 @@ def _train(experiment: Experiment, workdir: str, stop: StopRequest, closing: con
     closing.callback(watchdog.close)
     placement = Placement.of(experiment.rows, c.rows)
     if c.synthetic:
-        batches = Synthetic(experiment.data, placement=placement)
+        batches = Synthetic(experiment.data, placement=placement, branches=experiment.branches)
     else:
         batches = Input(
             experiment.data, experiment.tokenizer, placement=placement, shards=c.shards, alignment=experiment.alignment,
-            mask_boxes=c.mask_boxes, skip_log=f"{workdir}/skipped",
+            branches=experiment.branches, mask_boxes=c.mask_boxes, skip_log=f"{workdir}/skipped",
         )  # fmt: skip
     closing.callback(batches.close)
     held_out = HeldOut(experiment) if c.held_out.every else None

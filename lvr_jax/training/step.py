@@ -36,7 +36,8 @@ class Recipe:
 
     graph: the network's structure; transformation, rate: optimizer and its learning rate, for the record;
     reconstruction, own: schedules of `objectives.Weights`; accumulate: micro-batches a step; parts: for aligned rows;
-    seed: of everything that is drawn in training, together with the step and the row
+    branches: for rows of branches (`Tokens`); seed: of everything that is drawn in training, together with the step and
+    the row
     """
 
     graph: nnx.GraphDef
@@ -48,6 +49,7 @@ class Recipe:
     own: Schedule
     accumulate: int = 1
     parts: Parts = ()
+    branches: tuple[int, int] | None = None
     seed: int = 0
 
 
@@ -70,7 +72,9 @@ def gradients(recipe: Recipe, state: State, batch: dict) -> tuple[dict, Metrics]
 
     def loss(trained: dict, micro: dict):
         model = nnx.merge(recipe.graph, join(trained, state.frozen))
-        return objectives.loss(model, micro, recipe.objective, weights, total, key, recipe.compute, recipe.parts)
+        return objectives.loss(
+            model, micro, recipe.objective, weights, total, key, recipe.compute, recipe.parts, recipe.branches
+        )
 
     of_micro = jax.grad(loss, has_aux=True)
     if recipe.accumulate == 1:

@@ -106,6 +106,34 @@ def gradients(function, queries, *keys):
     return jax.jit(jax.grad(scalar, argnums=(0, 1)))(queries.q, [(p.k, p.v) for p in keys])
 
 
+@pytest.mark.parametrize("implementation", ["xla", "blocks"])
+@pytest.mark.parametrize("per_row", [None, False, True])
+def test_a_branch_sees_what_is_shared_and_itself(implementation, per_row):
+    """As if it were alone in its row, also with roles, and with padding at the end of each part."""
+    B, shared, each, count, roles = 2, 9, 5, 3, 3
+    T, rng = shared + each * count, np.random.default_rng(5)
+    blocked = None if per_row is None else jnp.array(rng.random((B, roles, roles) if per_row else (roles, roles)) < 0.3)
+    queries = random_queries(rng, B, T, 4, 8, segments=1, roles=roles, blocked=blocked)
+    keys = random_keys(rng, B, T, 2, 8, roles=roles, causal=True)
+    segment = jnp.ones((B, T), jnp.int32).at[:, shared - 2 : shared].set(0).at[0, -1].set(0)
+    queries = dataclasses.replace(queries, segment=segment)
+    keys = dataclasses.replace(keys, segment=segment, role=queries.role, branches=(shared, count))
+    out, _ = attention(queries, keys, implementation=implementation)
+    for number in range(count):
+        at = np.r_[:shared, shared + number * each : shared + (number + 1) * each]
+        of = lambda x: x[:, at]  # noqa: E731, B023
+        own = dataclasses.replace(queries, q=of(queries.q), segment=of(segment), role=of(queries.role))
+        alone = Keys(of(keys.k), of(keys.v), of(segment), of(keys.role), causal=True)
+        np.testing.assert_allclose(out[:, at], naive(own, alone)[0], atol=FP32)
+    for refused, message in (
+        (lambda: attention(queries, keys, weights=True), "without a cache and without attention weights"),
+        (lambda: attention(queries, keys, random_keys(rng, B, 4, 2, 8)), "read in one pass"),
+        (lambda: attention(queries, dataclasses.replace(keys, branches=(8, 3))), "24 tokens: expected 8 shared ones"),
+    ):  # fmt: skip
+        with pytest.raises(AttentionError, match=message):
+            refused()
+
+
 def test_a_query_that_sees_nothing_gives_zeros_and_passes_no_gradient():
     rng = np.random.default_rng(5)
     queries, keys = random_queries(rng, 1, 4, 2, 4, segments=1), random_keys(rng, 1, 3, 2, 4, segments=1)

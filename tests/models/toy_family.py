@@ -93,7 +93,7 @@ class Toy(nnx.Module):
             y = tokens.only_flow(rms_norm(x, block.norm))
             q, k, v = (jnp.einsum("BTD,DNH->BTNH", y, w[...]) for w in (block.q, block.k, block.v))
             keys = [Keys(*kv, cache.segment, cache.role) for kv, cache in zip(layer, past)]
-            own = Keys(k, v, tokens.segment, tokens.role, causal=True)
+            own = Keys(k, v, tokens.segment, tokens.role, causal=True, branches=tokens.branches)
             y, _ = attention(Queries(q, tokens.segment, tokens.role, tokens.blocked), *keys, own)
             x = x + jnp.einsum("BTNH,NHD->BTD", y, block.out[...])
             return x + block.mlp(rms_norm(x, block.mlp_norm)), (k, v)

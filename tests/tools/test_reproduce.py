@@ -40,9 +40,12 @@ def test_every_variant_starts_from_the_same_base_and_sees_the_same_data(tmp_path
     trained = [job for name, job in jobs.items() if job.stage == "train" and "believed" not in name]
     assert {"train lvr", "train n_lvr", "train d_lvr", "train p_lvr_2", "train p_lvr_3 steps=600",
             "train sft"} <= set(jobs)  # fmt: skip
-    for flag in ("init.checkpoint", "seed", "rows"):
-        values = {a for job in trained for a in job.command if a.startswith(f"--config.{flag}=")}
-        assert len(values) == 1, flag
+    for flag in ("init.checkpoint", "seed", "rows", "branches.count", "data.sources.digits.questions"):
+        value = lambda job: [a for a in job.command if a.startswith(f"--config.{flag}=")]  # noqa: E731, B023
+        assert len({*map(str, (value(job) for job in trained if "masked" not in job.name))}) == 1, flag
+    # 32 questions a step: of 8 pictures, or with a picture each where what is black depends on the question.
+    assert "--config.rows=8" in jobs["train lvr"].command and "--config.rows=16" in jobs["train masked: lvr"].command
+    assert not any("--config.branches" in a for a in jobs["train masked: lvr"].command)
     assert jobs["train d_lvr"].after == ("convert tiny", "train lvr"), "it forks the baseline"
     assert jobs["audit masked: lvr"].after == ("train masked: lvr",)
     assert any("mask_box=True" in a for a in jobs["evaluate masked: lvr"].command)

@@ -9,7 +9,12 @@ import runs
 
 from lvr_jax.checkpoints.orbax_io import flat
 from lvr_jax.data.device import to_device
+from lvr_jax.data.from_config import make_encode, make_sources
+from lvr_jax.data.packing import collate
+from lvr_jax.data.sample import DataError
+from lvr_jax.training.config_fields import ConfigFieldError
 from lvr_jax.training.experiment import Experiment
+from lvr_jax.training.flops import batch_flops
 from lvr_jax.training.input import Input
 from lvr_jax.training.partitioning import make_mesh
 from lvr_jax.training.state import join, split
@@ -49,6 +54,55 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(variant):
     for path, x in flat(whole).items():
         scale = np.abs(x).max()
         np.testing.assert_allclose(flat(cut)[path], x, atol=2e-5 * scale + 1e-9, rtol=0, err_msg=path)
+
+
+@pytest.mark.parametrize("variant", ["lvr", "p_lvr_3", "bottleneck", "outside_only_gradient", "lvr_pooled"])
+def test_questions_that_share_a_picture_give_the_gradient_of_the_questions_one_by_one(variant):
+    """Whatever is masked, routed, pooled or kept apart: branches are a layout and nothing else."""
+    questions, shared, each = 3, 40, 104
+    apart = {"objective__normalisation": "per_token",       # the other one is by row
+             "rows": 4 * questions, "data__tokens": shared + each, "data__windows": 1, "data__max_per_row": 1,
+             "data__shuffle": False, "data__pooled": 32}  # fmt: skip
+    together = {"rows": 4, "data__tokens": shared + each * questions, "data__sources__digits__questions": questions,
+                "branches__shared": shared, "branches__each": each, "branches__count": questions,
+                "data__pooled": 32 * questions}  # fmt: skip
+    one, other = experiment_of(variant, **apart | together), experiment_of(variant, **apart)
+    joined = next(Input(one.data, one.tokenizer, branches=one.branches))
+    source, encode = make_sources(one.data)[0].data, make_encode(one.data, one.tokenizer)
+    samples = [source[int(row[0].rsplit("-", 1)[1])] for row in joined.ids]
+    alone = [[encode(dataclasses.replace(s, more=()))] for sample in samples for s in (sample, *sample.more)]
+    split_up = collate(alone, other.data.settings.budget, other.data.settings.geometry)
+    state = one.initial_state()
+
+    def run(experiment: Experiment, batch: dict):
+        arrays = to_device(batch, experiment.rows)
+        return jax.jit(lambda s, b: gradients(experiment.recipe, s, b))(state, arrays)
+
+    (grads, parts), (expected, expected_parts) = run(one, joined.arrays), run(other, split_up)
+    for key, value in expected_parts.items():
+        np.testing.assert_allclose(parts[key], value, rtol=2e-5, atol=1e-6, err_msg=key)
+    assert float(parts["loss_lvr"]) > 0 and float(parts["latents"]) >= 4 * questions
+    for path, x in flat(expected).items():
+        np.testing.assert_allclose(flat(grads)[path], x, atol=2e-5 * np.abs(x).max() + 1e-9, rtol=0, err_msg=path)
+    flops, tokens = batch_flops(one.network, joined.arrays)
+    assert tokens == (joined.arrays["segment"] > 0).sum() and flops < batch_flops(other.network, split_up)[0]
+
+
+def test_branches_and_sources_that_do_not_fit_each_other_are_refused():
+    several = {"data__sources__digits__questions": 2}
+    sizes = {"branches__shared": 40, "branches__each": 104, "branches__count": 2, "data__max_per_row": 1}
+    experiment = experiment_of("lvr", **several)
+    with pytest.raises(DataError, match="several questions about a picture, and the config has no branches"):
+        next(Input(experiment.data, experiment.tokenizer, branches=experiment.branches))
+    experiment = experiment_of("lvr", **several | sizes | {"data__max_per_row": 2})
+    with pytest.raises(DataError, match="max_per_row = 2: rows of parts hold one example"):
+        Input(experiment.data, experiment.tokenizer, branches=experiment.branches)
+    with pytest.raises(ConfigFieldError, match="branches.count is 2: rows for own latents hold one question"):
+        experiment_of("rollout", **sizes)
+    # A single question is a branch, too, and leaves the others empty.
+    experiment = experiment_of("lvr", **sizes, data__tokens=144)
+    batch = next(Input(experiment.data, experiment.tokenizer, branches=experiment.branches)).arrays
+    assert batch["branch"].max() == 1 and batch["tokens"].shape[1] == 40 + 2 * 104
 
 
 def test_a_micro_batch_takes_its_rows_from_every_device():

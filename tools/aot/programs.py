@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from lvr_jax.data.packing import Batch, Budget, align, lay_out_row
-from lvr_jax.data.synthetic import synthetic_example
+from lvr_jax.data.synthetic import synthetic_batches, synthetic_example
 from lvr_jax.evaluation import generation
 from lvr_jax.latents import conditions as cond
 from lvr_jax.latents import sweep as sweeps
@@ -79,8 +79,12 @@ def full_row(budget: Budget, experiment: Experiment, examples: int) -> Batch:
 def train(experiment: Experiment) -> Program:
     """The training step, as `tools/train.py` runs it."""
     data = experiment.data
-    row = full_row(data.settings.budget, experiment, data.max_per_row or 1)
-    row = align(row, experiment.alignment) if experiment.alignment else row
+    if experiment.branches:
+        settings = data.settings
+        row = next(synthetic_batches(settings.budget, [0], settings.geometry, experiment.branches)).arrays
+    else:
+        row = full_row(data.settings.budget, experiment, data.max_per_row or 1)
+        row = align(row, experiment.alignment) if experiment.alignment else row
     flops, _ = batch_flops(experiment.network, row, train_vision="vision" in experiment.like.trained)
     batch = _repeated(row, data.rows, experiment.rows)
     return Program.of(experiment, experiment.step(), experiment.like, batch, flops=flops * data.rows, row=row)

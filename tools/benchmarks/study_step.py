@@ -1,10 +1,10 @@
 """Processor seconds of a training step of the study with its input, one core, against the method of commit 8ab1dee.
 
 `lvr` of the default study: 32 questions a step, drawn, encoded, packed and trained on by one process of one thread. The
-baseline is kept here: unembedding of every token in chunks of 256, columns of a sequence broadcast part by part, digits
-blended one by one, a layout for each row, and the system's allocator as it is. Both sides see the same batches, take
-turns, and must have equal losses. Processor seconds, so that other work on the machine changes little; load and wall
-seconds stand beside them.
+baseline is kept here: a picture and a sequence for each question, unembedding of every token in chunks of 256, columns
+of a sequence broadcast part by part, digits blended one by one, a layout for each row, and the system's allocator as it
+is. Both sides see the same questions about the same pictures, take turns, and must have equal losses. Processor
+seconds, so that other work on the machine changes little; load and wall seconds stand beside them.
 """
 
 import argparse
@@ -20,6 +20,7 @@ import numpy as np
 
 GOAL = 2.0
 STEPS, ROUNDS = 3, 8            # steps of a turn; turns of each side, the first of which is not counted
+QUESTIONS = 32                  # a step
 ROOT = Path(__file__).resolve().parents[2]
 SIDES = ("ours", "baseline")
 
@@ -86,22 +87,27 @@ def _serve(side: str) -> None:
 
     import jax
 
-    from configs import lvr
+    from configs import reproduce
     from lvr_jax.data.device import to_device
     from lvr_jax.training.experiment import Experiment
     from lvr_jax.training.input import Input
+    from study.content import experiment as experiment_config
+    from study.jobs import training_settings
+    from study.runs import runs
 
-    c = lvr.get_config("tiny")
+    study = reproduce.get_config()
+    run = next(run for run in runs(study, Path()) if run.variant == "lvr")
+    c = experiment_config(run, training_settings(study, run))
     c.data.prefetch = 0                 # no thread: the input's seconds can be told from the step's
+    c.data.shuffle = False              # and both sides have one order
     if side == "baseline":
-        c.objective.chunk = 256
-        _as_before()
+        _as_before(c)
     experiment = Experiment.from_config(c)
     tokenizer = experiment.tokenizer
     if side == "baseline":              # the tiny checkpoint had no template to render; the text is the same
         tokenizer = dataclasses.replace(tokenizer, chat_template=None)
     with jax.set_mesh(experiment.mesh):
-        batches = Input(experiment.data, tokenizer)
+        batches = Input(experiment.data, tokenizer, branches=experiment.branches)
         state, step = experiment.initial_state(), experiment.step()
         for _ in sys.stdin:
             found = {"losses": [], "questions": 0, "input": 0.0}
@@ -113,18 +119,37 @@ def _serve(side: str) -> None:
                 found["input"] += time.process_time() - waited
                 state, metrics = step(state, arrays)
                 found["losses"].append(float(metrics["loss_total"]))
-                found["questions"] += sum(map(len, batch.ids))
+                found["questions"] += QUESTIONS
             found |= {"seconds": time.process_time() - start, "wall": time.perf_counter() - wall}
             print(json.dumps(found), flush=True)
 
 
-def _as_before() -> None:
-    """Puts commit 8ab1dee's ways in the place of today's."""
+def _as_before(c) -> None:
+    """Puts commit 8ab1dee's ways in the place of today's. c: the config, changed to rows of two questions."""
     import jax
     import jax.numpy as jnp
 
-    from lvr_jax.data import chat, digit_pictures, digit_scenes
+    from lvr_jax.data import chat, digit_pictures, digit_scenes, from_config
     from lvr_jax.models import cross_entropy, layout
+
+    count, room = c.branches.count, c.branches.shared + c.branches.each
+    c.objective.chunk = 256
+    c.rows, c.branches.count = QUESTIONS // 2, 1
+    c.data.tokens, c.data.windows, c.data.max_per_row, c.data.lookahead = 2 * room, 2, 2, 2
+
+    class Apart(digit_scenes.DigitSearch):
+        """Every question with its picture, drawn for it alone."""
+
+        def __len__(self):
+            return count * self.size
+
+        def __getitem__(self, index):
+            picture, own = divmod(index, count)
+            scene, asked, rng = self._draw(picture)
+            # Options are drawn from one stream: a tenth of a millisecond a question that the method did not need.
+            return [self._sample(picture, scene, n, question, rng) for n, question in enumerate(asked[:own + 1])][-1]
+
+    from_config.KINDS["digit_search"] = Apart
 
     class Sequence(chat._Sequence):
         def add(self, ids, **columns):

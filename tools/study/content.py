@@ -20,7 +20,7 @@ from study.runs import BASE, Run
 # What training reads of an experiment's config besides paths; logs, meshes, profiles and the like leave the result.
 READ = (
     "steps", "rows", "accumulate", "mask_boxes", "frozen", "objective", "reconstruction", "own", "alignment",
-    "optimizer", "data", "system", "latent_head",
+    "branches", "optimizer", "data", "system", "latent_head",
 )  # fmt: skip
 
 

@@ -141,8 +141,8 @@ class _Study:
 def training_settings(config: ConfigDict, run: Run) -> dict:
     """What differs from the run's config besides paths."""
     settings = {
-        "seed": run.seed, **everywhere(config, run.setting), "held_out.every": 0, "log.progress": False,
-        "log.tensorboard": False, **run.fields(),
+        "seed": run.seed, **everywhere(config, run.setting), **run.pictures(config), "held_out.every": 0,
+        "log.progress": False, "log.tensorboard": False, **run.fields(),
     }  # fmt: skip
     if run.config == "base":
         settings["steps"] = 0

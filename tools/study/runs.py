@@ -86,6 +86,8 @@ AXES = {
 # Axes too: a checkpoint in lvr_jax/assets, the training's seed, and the step whose state is looked at, if it is not the
 # last one.
 BASE, SEED, AT = "base", "seed", "at"
+# Tokens of a tiny run's sequence that do not depend on the question: the system turn and a picture of 16.
+SHARED = 32
 # Runs without latents: there is nothing to audit, and their replies are ordinary text.
 TEXT_ONLY = ("base", "sft", "sft_markers")
 
@@ -170,6 +172,22 @@ class Run:
     def scenes(self) -> dict:
         scenes, axes = {"split": "test", **SETTINGS[self.setting].scenes}, dict(self.axes)
         return {**scenes, "mask_share": float(axes["dark"])} if "dark" in axes else scenes
+
+    def pictures(self, study: ConfigDict) -> dict[str, Any]:
+        """The fields by which as many questions a step as two a row are about fewer pictures, `train.questions` each.
+
+        None where a picture is one question's own (what it asks for is black) or a row is (own latents).
+        """
+        config, questions = importlib.import_module(f"configs.{self.config}").get_config("tiny"), study.train.questions
+        if questions == 1 or self.scenes.get("mask_box") or config.alignment.latents:
+            return {}
+        each = config.data.tokens // 2 - SHARED
+        return {
+            "rows": 2 * study.train.rows // questions, "data.sources.digits.questions": questions,
+            "branches.shared": SHARED, "branches.each": each, "branches.count": questions,
+            "data.tokens": SHARED + questions * each, "data.windows": 1, "data.max_per_row": 1,
+            "data.pooled": config.data.pooled * questions // 2,
+        }  # fmt: skip
 
     def fields(self) -> dict[str, Any]:
         """What the run changes in its config, by field; ValueError for a field that the config lacks."""

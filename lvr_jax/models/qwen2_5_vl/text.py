@@ -46,7 +46,7 @@ class DecoderBlock(nnx.Module):
         k = tokens.only_flow(rotate(self.project(y, self.k, self.k_bias), table))        # [B, T, K, H]
         v = tokens.only_flow(self.project(y, self.v, self.v_bias))
         queries = Queries(q, tokens.segment, tokens.role, tokens.blocked)
-        own = Keys(k, v, tokens.segment, tokens.role, causal=True)
+        own = Keys(k, v, tokens.segment, tokens.role, causal=True, branches=tokens.branches)
         wanted = "attention" in taps
         y, weights = attention(
             queries, *past, own, implementation="xla" if past or wanted else compute.attention, weights=wanted
