@@ -105,7 +105,7 @@ def attention(
         raise AttentionError(f"{implementation} attention does not return weights; use implementation='xla'")
     if len(keys) != 1:
         raise AttentionError(f"{implementation} attention takes the pass's own keys only, not a cache; use 'xla'")
-    if implementation == "blocks" and scores_held(queries.q, keys[0].k) > MAX_SCORES:
+    if implementation == "blocks" and scores_held(queries.q, keys[0].k, keys[0].causal) > MAX_SCORES:
         return _xla(queries, keys, weights)     # in more blocks than one would want to compile one by one
     if implementation == "blocks":
         kernel = functools.partial(blockwise_attention, causal=keys[0].causal)
