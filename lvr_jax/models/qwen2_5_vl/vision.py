@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from lvr_jax.models.attention import Keys, Queries, attention
-from lvr_jax.models.layers import Compute, SwiGLU, ones, rms_norm, scan_blocks, stack, weight, zeros
+from lvr_jax.models.layers import Compute, SwiGLU, flat, ones, rms_norm, scan_blocks, stack, weight, zeros
 from lvr_jax.models.precision import at_least_fp32
 from lvr_jax.models.qwen2_5_vl.config import VisionConfig
 from lvr_jax.models.qwen2_5_vl.rope import rotate, vision_table
@@ -47,6 +47,17 @@ def _computed(x: jax.Array) -> jax.Array:
     return (x.astype(jnp.float32) / 255 - _MEAN[:, None]) / _STD[:, None]
 
 
+def _project_together(y: jax.Array, kernel: jax.Array, bias: jax.Array) -> tuple[jax.Array, ...]:
+    """Queries, keys and values [B, W, S, N, H] of y [B, W, S, D]; kernel [D, 3, N, H], bias [3, N, H]."""
+    return tuple(jnp.einsum("BWSD,DCNH->CBWSNH", y, kernel) + bias[:, None, None, None])
+
+
+def _project_one_by_one(y: jax.Array, kernel: jax.Array, bias: jax.Array) -> tuple[jax.Array, ...]:
+    """The same. Of one product XLA for CPUs puts patches last, and what follows reads each of them from afar."""
+    rows, shape = flat(y, 3), (*y.shape[:3], *kernel.shape[2:])
+    return tuple((jnp.einsum("RD,DNH->RNH", rows, kernel[:, c]) + bias[c]).reshape(shape) for c in range(3))
+
+
 class VisionBlock(nnx.Module):
     """One layer of the tower: attention within windows or over a whole frame, then SwiGLU."""
 
@@ -62,8 +73,10 @@ class VisionBlock(nnx.Module):
         """x [B, W, S, D]; full: scalar bool; segment [B, W, S]; table of [B, W, S, H]."""
         B, W, S, D = x.shape
         y = rms_norm(x, self.attention_norm)
-        qkv = jnp.einsum("BWSD,DCNH->CBWSNH", y, self.qkv[...].astype(x.dtype))
-        q, k, v = qkv + self.qkv_bias[...].astype(x.dtype)[:, None, None, None]            # [B, W, S, N, H]
+        q, k, v = jax.lax.platform_dependent(
+            y, self.qkv[...].astype(x.dtype), self.qkv_bias[...].astype(x.dtype),
+            cpu=_project_one_by_one, default=_project_together,
+        )  # fmt: skip
         q, k = rotate(q, table), rotate(k, table)
 
         def attend(rows: int, length: int, kernel: str):
