@@ -196,7 +196,7 @@ def get_config() -> ConfigDict:
     c.results = "lvr_jax/assets/full_study/results"
     c.seeds = (0, 1, 2)
     # Whatever configs/common.py has: stored results are of it.
-    c.train.questions = 1
+    c.train.questions = 1                   # about a picture
     c.train.optimizer = ConfigDict({"peak": 1e-3, "betas": (0.9, 0.999)})
     c.fork = False                          # a run depends on no other one: results are enough to go on elsewhere
     c.budget = 0                            # latents a block: those that a run was trained for

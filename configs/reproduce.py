@@ -19,14 +19,17 @@ def get_config() -> ConfigDict:
     c = ConfigDict()
     c.checkpoint = "lvr_jax/assets/tiny"
     # Configs by setting; base, sft and sft_markers have no latents and are only scored. An entry may have axes, such as
-    # "lvr lambda=0|0.1|1 seed=0|1": tools/study/runs.py lists them. Three stages take twice the steps to learn.
+    # "lvr lambda=0|0.1|1 seed=0|1": tools/study/runs.py lists them. Three stages take twice the steps to learn, and so
+    # do answers through latents alone.
     c.runs = ConfigDict({
         "plain": "base,sft,sft_markers,lvr,n_lvr,d_lvr,p_lvr_2,p_lvr_3 steps=600",
-        "controls": "lambda_zero,p_lvr_2_matched", "believed": "lvr", "bottleneck": "lvr", "masked": "lvr",
+        "controls": "lambda_zero,p_lvr_2_matched", "believed": "lvr",
+        "bottleneck": "lvr steps=600", "masked": "lvr",
     })  # fmt: skip
     c.seeds = (0,)
-    # Rows are of two questions each, or as many questions of fewer pictures: `questions` about each, where they share
-    # it. optimizer: fields of it that all runs share, instead of their configs' own.
+    # A step has 32 questions: 16 rows of two, or, where a picture does not depend on the question, `questions` about
+    # each picture, which share its tokens (lvr_jax/data/branches.py). The losses of P-LVR that add up over a row then
+    # have four questions in it, as the paper's packs. optimizer: fields that all runs share, instead of their own.
     c.train = ConfigDict({"steps": 300, "rows": 16, "questions": 4, "optimizer": {}})
     c.questions = 1000              # scored for accuracy
     c.audited = 400                 # of them, under every condition
@@ -41,6 +44,6 @@ def get_config() -> ConfigDict:
     # Expected seconds of one core, for the forecast: a step, the compilation of one, audits (of those that compile much
     # and those that find it done on average), a light one, an evaluation, what else a job takes.
     c.seconds = ConfigDict({
-        "step": 0.38, "compile": 13.0, "audit": 90.0, "light": 24.0, "evaluate": 11.0, "start": 1.5,
+        "step": 0.22, "compile": 13.0, "audit": 90.0, "light": 24.0, "evaluate": 11.0, "start": 1.5,
     })  # fmt: skip
     return c

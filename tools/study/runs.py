@@ -174,12 +174,13 @@ class Run:
         return {**scenes, "mask_share": float(axes["dark"])} if "dark" in axes else scenes
 
     def pictures(self, study: ConfigDict) -> dict[str, Any]:
-        """The fields by which as many questions a step as two a row are about fewer pictures, `train.questions` each.
+        """The fields by which a step's questions, two a row, are about fewer pictures: `train.questions` about each.
 
         None where a picture is one question's own (what it asks for is black) or a row is (own latents).
         """
         config, questions = importlib.import_module(f"configs.{self.config}").get_config("tiny"), study.train.questions
-        if questions == 1 or self.scenes.get("mask_box") or config.alignment.latents:
+        own = self.scenes.get("mask_box") or config.alignment.latents or "digits" not in config.data.sources
+        if questions == 1 or own:
             return {}
         each = config.data.tokens // 2 - SHARED
         return {
