@@ -187,7 +187,7 @@ def rearrange(
     none. DataError if a row holds several examples.
     """
     if batch["segment"].max(initial=0) > 1:
-        raise DataError("a row of parts holds several examples, expected max_per_row = 1")
+        raise DataError("a row holds several examples, and its parts have room for one: expected max_per_row = 1")
     B = batch["tokens"].shape[0]
     fill = {"vision_slot": -1}
     columns = ("tokens", "segment", "vision_slot", "stage", "group", "role", "loss_mask", "positions", "branch")
