@@ -25,6 +25,8 @@ FUSED = {"xla_cpu_use_fusion_emitters": True} if HAS_EMITTERS else {}
 # Of a program that computes for longer than all this saves.
 OPTIMIZED = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False, **FUSED}
 PROGRAMS = "JAX_COMPILATION_CACHE_DIR"
+# Threads of linear algebra wait for each other by spinning: with two of them tests of probes take twice the time.
+ONE_THREAD = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 # AVX2, say: instructions that programs keep to, as if the processor had no more.
 INSTRUCTIONS = "LVR_JAX_TESTS_ISA"
 KNOWN = ("SSE4_2", "AVX", "AVX2", "AVX512", "AVX512_VNNI", "AVX512_BF16", "AMX", "AMX_FP16")
@@ -47,6 +49,8 @@ def begin() -> tempfile.TemporaryDirectory | None:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     os.environ.setdefault("XLA_FLAGS", flags())
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    for name in ONE_THREAD:
+        os.environ.setdefault(name, "1")
     if PROGRAMS in os.environ and not sys.dont_write_bytecode:
         return None
     folder = tempfile.TemporaryDirectory(prefix="lvr_jax_tests_")
