@@ -9,6 +9,7 @@ import pytest
 from aot import programs
 from lvr_jax.models import compiler_options
 from lvr_jax.training.experiment import Experiment
+from lvr_jax.training.input import Input
 from lvr_jax.training.partitioning import make_mesh
 
 ASKED = programs.Asked(items=1, prompt=256, conditions=1, new_tokens=2)
@@ -33,6 +34,20 @@ def test_a_program_carries_the_options_of_its_chip(experiment, make):
         lowered = program.jitted.lower(*program.args, **program.options)
         with pytest.raises(jax.errors.JaxRuntimeError, match="xla_no_such_option"):
             lowered.compile()
+
+
+def test_a_step_of_questions_that_share_a_picture_has_the_shapes_of_its_input():
+    c = importlib.import_module("configs.lvr").get_config("tiny")
+    c.data.prefetch, c.data.sources.digits.questions = 0, 3
+    c.branches.update({"shared": 40, "each": 48, "count": 3})
+    c.rows, c.data.tokens, c.data.windows, c.data.max_per_row = 2, 40 + 3 * 48, 1, 1
+    experiment = Experiment.from_config(c, make_mesh(c.mesh, jax.devices()[:1]))
+    with jax.set_mesh(experiment.mesh):
+        program = programs.train(experiment)
+        program.jitted.lower(*program.args, **program.options)
+    batch = next(Input(experiment.data, experiment.tokenizer, branches=experiment.branches)).arrays
+    assert {k: x.shape for k, x in program.args[1].items()} == {k: x.shape for k, x in batch.items()}
+    assert 0 < program.flops
 
 
 def test_a_function_is_compiled_for_the_chips_of_the_ambient_mesh():
