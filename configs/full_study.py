@@ -12,7 +12,7 @@ was measured to do (its card), and from another base, whose tower named no place
 with shape 3 hidden, at chance even with true latents.
 
 Cost: two to three minutes of one core a run, five with rollout or a route by position, half a minute for an earlier
-state. In all 5.1 hours of one core of a virtual machine (x86 with AVX-512, two cores), in sittings that were killed and
+state. In all 5.3 hours of one core of a virtual machine (x86 with AVX-512, two cores), in sittings that were killed and
 went on.
 
     python tools/reproduce.py --config configs/full_study.py --workdir runs/full_study
