@@ -9,12 +9,13 @@ import numpy as np
 
 from lvr_jax.data.encoding import SampleSource
 from lvr_jax.data.images import load_image
-from lvr_jax.data.sample import Sample
+from lvr_jax.data.sample import Sample, SampleError
 
 
 @dataclasses.dataclass(frozen=True)
 class MaskedBoxes:
-    """`source` with masked input images. A mask covers every pixel that its box touches."""
+    """`source` with masked input images. A mask covers every pixel that its box touches. SampleError for an item of
+    several questions."""
 
     source: SampleSource
 
@@ -23,6 +24,8 @@ class MaskedBoxes:
 
     def __getitem__(self, index: int) -> Sample:
         sample = self.source[index]
+        if sample.more:
+            raise SampleError(f"sample {sample.id}: several questions about its images, each with its own boxes")
         if sample.input_images is not None or not sample.boxes:
             return sample
         images = tuple(load_image(image) for image in sample.images)
