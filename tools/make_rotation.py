@@ -18,20 +18,18 @@ from types import ModuleType
 
 import jax
 import jax.numpy as jnp
-from absl import logging
 from ml_collections import ConfigDict
 
 # Configs import each other as `configs.NAME`.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from configs import rotation_base, rotation_steps
-from lvr_jax.checkpoints import CheckpointError, load, save_params, to_hf
+from lvr_jax.checkpoints import load, save_params, to_hf
 from lvr_jax.data.rotation_scenes import ORDINALS
 from lvr_jax.data.tokenizers import load_tokenizer
 from lvr_jax.models.interface import Config
-from lvr_jax.training.loop import TrainingFailed
 from make_tiny import once, run_stage, write_files
-from tiny import panels, rotation_card
+from tiny import command, panels, rotation_card
 from tiny.tokenizer import make_rotation_tokenizer
 from tiny.warm_up import same_words
 
@@ -41,28 +39,7 @@ SEEDS = 10          # of analogies that stages draw with
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workdir", type=Path, required=True, help="folder for what is made on the way")
-    parser.add_argument("--output", type=Path, required=True, help="the Hugging Face folder to write")
-    parser.add_argument("--warm-up-steps", type=int, default=900, metavar="N")
-    parser.add_argument("--steps", type=int, metavar="N", help="of the training on questions (default: its config's)")
-    parser.add_argument("--seed", type=int, default=1, help="the experiments draw their analogies with seed 0")
-    options = parser.parse_args(arguments)
-    for name in ("warm_up_steps", "steps"):
-        steps = getattr(options, name)
-        if steps is not None and steps < 1:
-            parser.error(f"--{name.replace('_', '-')} is {steps}, expected at least 1")
-    logging.set_verbosity(logging.WARNING)
-    try:
-        make(options)
-    except CheckpointError as error:
-        print(f"make_rotation: {error}", file=sys.stderr)
-        return 2
-    except (KeyboardInterrupt, OSError, TrainingFailed) as error:
-        print(f"make_rotation: {error or 'stopped; the same command goes on from here'}", file=sys.stderr)
-        return 1
-    print(options.output)
-    return 0
+    return command.run(command.parser(__doc__, drawn="analogies"), arguments, "make_rotation", make)
 
 
 def make(options: argparse.Namespace) -> None:

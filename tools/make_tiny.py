@@ -21,14 +21,13 @@ from types import ModuleType
 
 import jax
 import jax.numpy as jnp
-from absl import logging
 from ml_collections import ConfigDict
 
 # Configs import each other as `configs.NAME`.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from configs import tiny_base, tiny_base_filler
-from lvr_jax.checkpoints import CheckpointError, save_params, to_hf
+from lvr_jax.checkpoints import save_params, to_hf
 from lvr_jax.data.digit_pictures import COLOUR_NAMES
 from lvr_jax.data.tokenizers import IM_END, ChatTokenizer
 from lvr_jax.evaluation.protocol import protocol
@@ -37,8 +36,8 @@ from lvr_jax.evaluation.scoring import Score, summarise
 from lvr_jax.evaluation.subject import open_subject
 from lvr_jax.models.families import random_params, shapes, sizes
 from lvr_jax.models.interface import Config
-from lvr_jax.training.loop import TrainingFailed, train
-from tiny import cards, offsets
+from lvr_jax.training.loop import train
+from tiny import cards, command, offsets
 from tiny.tokenizer import make_tokenizer
 from tiny.warm_up import same_words, warm_up
 
@@ -53,29 +52,9 @@ ROUNDS = (600, 1000)    # steps with filler: new scenes and a learning rate that
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workdir", type=Path, required=True, help="folder for what is made on the way")
-    parser.add_argument("--output", type=Path, required=True, help="the Hugging Face folder to write")
-    parser.add_argument("--warm-up-steps", type=int, default=900, metavar="N")
-    parser.add_argument("--steps", type=int, metavar="N", help="of each training on questions (default: its config's)")
+    parser = command.parser(__doc__, drawn="scenes")
     parser.add_argument("--last-stage", action="store_true", help="go on from OUTPUT_one_offset as it is")
-    parser.add_argument("--seed", type=int, default=1, help="the experiments draw their scenes with seed 0")
-    options = parser.parse_args(arguments)
-    for name in ("warm_up_steps", "steps"):
-        steps = getattr(options, name)
-        if steps is not None and steps < 1:
-            parser.error(f"--{name.replace('_', '-')} is {steps}, expected at least 1")
-    logging.set_verbosity(logging.WARNING)
-    try:
-        make(options)
-    except CheckpointError as error:
-        print(f"make_tiny: {error}", file=sys.stderr)
-        return 2
-    except (KeyboardInterrupt, OSError, TrainingFailed) as error:
-        print(f"make_tiny: {error or 'stopped; the same command goes on from here'}", file=sys.stderr)
-        return 1
-    print(options.output)
-    return 0
+    return command.run(parser, arguments, "make_tiny", make)
 
 
 def make(options: argparse.Namespace) -> None:

@@ -51,6 +51,22 @@ def attention_error(shape) -> float:
     return max(distance(a, b) for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(expected)))
 
 
+def branches_error(shape) -> float:
+    """Blocks and XLA on the mesh, rows of three branches with padding, against XLA on one device."""
+    rng = np.random.default_rng(2)
+    B, T, N, K, H = 4, 128, 4, 2, 16
+    draw = lambda n: jnp.array(rng.standard_normal((B, T, n, H)), jnp.float32)  # noqa: E731
+    segment = jnp.array(rng.random((B, T)) < 0.9, jnp.int32)
+    queries, keys = Queries(draw(N), segment), Keys(draw(K), draw(K), segment, causal=True, branches=(32, 3))
+    expected = attention_gradients(lambda q, k: door.attention(q, k)[0], queries, keys)
+    with jax.set_mesh(make_mesh(dict(zip(("data", "fsdp", "tensor"), shape)))):
+        ours = [
+            attention_gradients(lambda q, k, name=name: door.attention(q, k, implementation=name)[0], queries, keys)
+            for name in ("xla", "blocks")
+        ]
+    return max(distance(a, b) for each in ours for a, b in zip(jax.tree.leaves(each), jax.tree.leaves(expected)))
+
+
 def loss_error(shape) -> float:
     rng = np.random.default_rng(1)
     B, T, D, V = 4, 11, 16, 40
@@ -71,7 +87,7 @@ def loss_error(shape) -> float:
 
 
 def main() -> None:
-    found = {name: [attention_error(shape), loss_error(shape)] for name, shape in MESHES.items()}
+    found = {name: [attention_error(shape), branches_error(shape), loss_error(shape)] for name, shape in MESHES.items()}
     # Two slices of four, told apart by their devices' numbers.
     mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2}, slice_of=lambda device: device.id % 2)
     slices = [sorted({device.id % 2 for device in part.flat}) for part in mesh.devices]
@@ -89,7 +105,7 @@ def eight_devices() -> dict:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MESHES)
-def test_splash_and_loss_on_eight_devices_equal_one(eight_devices, name):
+def test_attention_and_loss_on_eight_devices_equal_one(eight_devices, name):
     """Values and gradients."""
     assert eight_devices["devices"] == 8
     assert max(eight_devices["errors"][name]) <= FP32

@@ -178,13 +178,18 @@ class Run:
 
         None where a picture is one question's own (what it asks for is black) or a row is (own latents).
         """
-        config, questions = importlib.import_module(f"configs.{self.config}").get_config("tiny"), study.train.questions
+        config, questions, asked = tiny_of(self.config), study.train.questions, 2 * study.train.rows
+        if questions < 1 or asked % questions:
+            raise ValueError(
+                f"train.questions is {questions}, expected a number that divides the {asked} of a step, twice "
+                "train.rows"
+            )
         own = self.scenes.get("mask_box") or config.alignment.latents or "digits" not in config.data.sources
         if questions == 1 or own:
             return {}
         each = config.data.tokens // 2 - SHARED
         return {
-            "rows": 2 * study.train.rows // questions, "data.sources.digits.questions": questions,
+            "rows": asked // questions, "data.sources.digits.questions": questions,
             "branches.shared": SHARED, "branches.each": each, "branches.count": questions,
             "data.tokens": SHARED + questions * each, "data.windows": 1, "data.max_per_row": 1,
             "data.pooled": config.data.pooled * questions // 2,
