@@ -334,7 +334,7 @@ def loss(
     hidden = out["hidden"]
     share = batch["loss_mask"] / jnp.maximum(total.tokens, 1)
     ce, (_, correct) = weighted_cross_entropy(
-        before(batch, hidden), model.unembedding, batch["tokens"], share, objective.chunk, compute.gather_predicted
+        before(batch, hidden), model.unembedding, batch["tokens"], share, objective.chunk, compute.skip_unread
     )
     routed = out
     route = ROUTES[objective.route]

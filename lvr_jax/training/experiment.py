@@ -108,7 +108,7 @@ def compute_of(fields: Mapping, objective: Objective, aligned: bool, platform: s
         if value not in allowed:
             raise ConfigFieldError(f"compute.{name} is {value!r}, expected 'auto' or one of {sorted(allowed)}")
     cpu = platform == "cpu"
-    return Compute(jnp.dtype(dtype), attention, remat, unroll=8 if cpu else 1, gather_predicted=cpu)
+    return Compute(jnp.dtype(dtype), attention, remat, unroll=8 if cpu else 1, skip_unread=cpu)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -26,6 +26,7 @@ from lvr_jax.latents import rollout
 from lvr_jax.latents.decoding import Decoding
 from lvr_jax.latents.rollout import Bank, no_bank
 from lvr_jax.models.families import abstract_model
+from lvr_jax.models.layers import Compute
 from lvr_jax.models.records import Images, Tokens
 
 DECODING = Decoding(max_new_tokens=14, stop=(STOP,))
@@ -51,6 +52,19 @@ def rolled(
         forced=np.full(S, -1) if forced is None else forced,
     ))  # fmt: skip
     return {k: v[: len(named)] if v is not None and v.ndim else v for k, v in trace.items()}, batch, prefix
+
+
+def test_a_prompt_of_which_one_token_is_read_has_the_prefix_of_the_whole_pass():
+    batch, skipping = batch_of((0, 1, 2), (start_of("lvr"),)), Compute(skip_unread=True)
+    whole, _ = prefill(GRAPH, params(), batch, np.arange(3))
+    one, _ = prefill(GRAPH, params(), batch, np.arange(3), compute=skipping)
+    assert np.abs(one.hidden - whole.hidden).max() < CLOSE
+    jax.tree.map(np.testing.assert_array_equal, *(dataclasses.replace(p, hidden=None) for p in (one, whole)))
+    # What reads every token is given every token.
+    _, taps = prefill(GRAPH, params(), batch, np.arange(3), compute=skipping, taps=("hidden", "states"))
+    assert taps["hidden"].shape[1] == taps["states"].shape[2] == batch["tokens"].shape[1]
+    lengths = (batch["segment"] > 0).sum(-1)
+    np.testing.assert_array_equal(taps["hidden"][np.arange(3), lengths - 1], whole.hidden)
 
 
 def parallel(batch: dict, trace: dict, b: int, starts=(), blocked=()):

@@ -92,6 +92,28 @@ def test_stopped_flow_changes_no_value_and_passes_no_gradient():
         assert ours.any() == theirs.any() and (not theirs.any() or distance(ours, theirs) <= EXACT)
 
 
+def test_the_one_token_that_is_asked_for_has_the_state_and_cache_of_the_whole_pass():
+    """Rows of other lengths, padded; roles that may not see each other; a past; the token in a row's middle or end."""
+    x = jax.random.normal(jax.random.key(5), (3, 9, 48), jnp.float64)
+    segment = jnp.array([[1] * 9, [1] * 6 + [0] * 3, [1] * 4 + [2] * 5])
+    role = jnp.where(jnp.arange(9) < 3, 0, 1) * jnp.ones((3, 1), jnp.int32)
+    blocked = jnp.zeros((2, 2), bool).at[1, 0].set(True)
+    tokens = dataclasses.replace(text_tokens(9, B=3, role=role, blocked=blocked), segment=segment)
+    at = jnp.array([8, 5, 3])
+    for past in ((), (decode(x[:, ::-1], tokens, keep_cache=True)[1],)):
+        whole, cache, _ = decode(x, tokens, past=past, keep_cache=True)
+        one, same, _ = _decode_one(tiny()[1], x, tokens, past, at)
+        assert one.shape == (3, 1, 48)
+        assert distance(one[:, 0], whole[jnp.arange(3), at]) < EXACT
+        jax.tree.map(np.testing.assert_array_equal, cache, same)
+        assert distance(_decode_one(tiny()[1], x, tokens, past, at - 1)[0], one) > 1e-3
+
+
+@jax.jit
+def _decode_one(params, x, tokens, past, at):
+    return network(tiny()[0], params).decode(x, tokens, past=past, compute=FP64, keep_cache=True, last=at)
+
+
 def test_rollouts_share_one_prompt_cache_under_vmap():
     """The cache has no rollout axis; each rollout's states are those of the whole sequence."""
     prompt, tails = (

@@ -105,10 +105,11 @@ class Merger(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         B, E = x.shape[0], self.inner.shape[0]
-        x = rms_norm(x, self.norm).reshape(B, -1, E)                                     # [B, M, 4D]
-        x = jnp.einsum("BME,EF->BMF", x, self.inner[...].astype(x.dtype)) + self.inner_bias[...].astype(x.dtype)
+        x = rms_norm(x, self.norm).reshape(-1, E)                                        # [B * M, 4D]
+        x = jnp.einsum("RE,EF->RF", x, self.inner[...].astype(x.dtype)) + self.inner_bias[...].astype(x.dtype)
         x = jax.nn.gelu(x, approximate=False)
-        return jnp.einsum("BMF,FD->BMD", x, self.out[...].astype(x.dtype)) + self.out_bias[...].astype(x.dtype)
+        x = jnp.einsum("RF,FD->RD", x, self.out[...].astype(x.dtype)) + self.out_bias[...].astype(x.dtype)
+        return x.reshape(B, -1, x.shape[-1])
 
 
 class VisionTower(nnx.Module):
