@@ -224,6 +224,14 @@ def before(batch: dict, x: jax.Array) -> jax.Array:
     return jnp.pad(x[:, :-1], ((0, 0), (1, 0), (0, 0)))
 
 
+def _read(batch: dict) -> jax.Array:
+    """[B, T] bool: tokens whose hidden states a loss reads, all but `diversity`'s at the token before."""
+    B, T = batch["tokens"].shape
+    predicted = batch["loss_mask"] | is_latent(batch)
+    at = batch.get("before", jnp.arange(T) - 1)     # nothing predicts the first token
+    return is_free(batch).at[jnp.arange(B)[:, None], at].max(predicted)
+
+
 def forward(
     model: Network,
     batch: dict,
@@ -257,7 +265,7 @@ def forward(
     role = None if blocked is None else batch["role"]
     tokens = Tokens(batch["positions"], batch["segment"], role, blocked, flow, branches)
     if objective.feedback == "teacher":
-        hidden, _, _ = model.decode(x, tokens, compute=compute)
+        hidden, _, _ = model.decode(x, tokens, compute=compute, read=_read(batch) if compute.skip_unread else None)
     else:
         share = 1.0 if objective.feedback == "rollout" else weights.own
         hidden = unroll(model, x, tokens, parts, _uniform(own_keys, latent.shape) < share, compute)

@@ -69,23 +69,22 @@ def prefill(
     tokens = Tokens(batch["positions"], batch["segment"], batch["role"], blocked)
     real = batch["segment"] > 0
     last = real.shape[1] - 1 - jnp.argmax(real[:, ::-1], axis=1)                          # [B]
-    at_last = lambda x: jnp.take_along_axis(x, last.reshape(-1, *[1] * (x.ndim - 1)), axis=1)[:, 0]  # noqa: E731
-    one = compute.skip_unread and {"hidden", "states", "attention"}.isdisjoint(taps)
-    hidden, cache, taken = model.decode(
-        x, tokens, compute=compute, taps=taps, keep_cache=True, last=last if one else None
-    )
+    one = compute.skip_unread and {"hidden", "states"}.isdisjoint(taps)
+    read = jnp.arange(real.shape[1]) == last[:, None] if one else None
+    hidden, cache, taken = model.decode(x, tokens, compute=compute, taps=taps, keep_cache=True, read=read)
     out |= taken
     if "hidden" in taps:
         out["hidden"] = hidden
     if "merged" in taps:
         out["merged"] = merged
+    at_last = lambda x: jnp.take_along_axis(x, last[:, None], axis=1)[:, 0]  # noqa: E731
     seen = None
     if remember_ids:
         B, V = last.shape[0], model.config.text.vocab
         seen = jnp.zeros((B, V), bool).at[jnp.arange(B)[:, None], batch["tokens"]].max(real)
     prefix = Prefix(
         cache=cache,
-        hidden=hidden[:, 0] if one else at_last(hidden),
+        hidden=jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0],
         token=at_last(batch["tokens"]),
         # M-RoPE: text goes on after the largest position on any axis.
         next_position=jnp.max(jnp.where(real[:, None], batch["positions"], -1), axis=(1, 2)) + 1,

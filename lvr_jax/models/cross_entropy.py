@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from lvr_jax.models.chosen_rows import chunks_of, take
 from lvr_jax.models.placement import current_mesh, row_axes
 from lvr_jax.models.precision import at_least_fp32
 
@@ -116,14 +117,12 @@ def _over_gathered(hidden, kernel, labels, weights, *, chunk, gradient):
     (B, T, D), tokens = hidden.shape, weights.size
     summed, size = at_least_fp32(hidden.dtype), min(chunk, GATHERED, tokens)
     flat = hidden.reshape(tokens, D), labels.reshape(tokens), weights.reshape(tokens)
-    # Positions of tokens that have a weight, in order, then one that is none: it reads zeros, and what it writes is
-    # dropped.
-    (chosen,) = jnp.nonzero(flat[2], size=tokens + -tokens % size, fill_value=tokens)
+    chunks, rows_of = chunks_of(flat[2] != 0, size)
 
     def step(i, state):
         total, d_kernel, losses, correct, d_hidden = state
-        here = jax.lax.dynamic_slice_in_dim(chosen, i * size, size)
-        part = [x.at[here].get(mode="fill", fill_value=0) for x in flat]
+        here = rows_of(i)
+        part = [take(x, here) for x in flat]
         if gradient:
             (loss, aux), (d_part, d_more) = jax.value_and_grad(_chunk_loss, argnums=(0, 1), has_aux=True)(
                 part[0], kernel, *part[1:]
@@ -138,7 +137,6 @@ def _over_gathered(hidden, kernel, labels, weights, *, chunk, gradient):
         jnp.zeros((), summed), jnp.zeros(kernel.shape, summed) if gradient else None, jnp.zeros(tokens, summed),
         jnp.zeros(tokens, bool), jnp.zeros((tokens, D), hidden.dtype) if gradient else None,
     )  # fmt: skip
-    chunks = -(-jnp.count_nonzero(flat[2]) // size)
     loss, d_kernel, losses, correct, d_hidden = jax.lax.fori_loop(0, chunks, step, start)
     gradients = (d_hidden.reshape(B, T, D), d_kernel) if gradient else None
     return loss, losses.reshape(B, T), correct.reshape(B, T), gradients

@@ -142,11 +142,11 @@ class Network(Protocol):
         taps: Collection[str] = (),
         keep_cache: bool = False,
         override: Override | None = None,
-        last: jax.Array | None = None,
+        read: jax.Array | None = None,
     ) -> tuple[jax.Array, Cache | None, dict[str, jax.Array]]:
         """Embeddings [B, T, D] -> (states after the final norm [B, T, D], own cache if kept, taps).
 
-        last: [B], the one token of each row whose state is wanted: then states are [B, 1, D].
+        read: [B, T] bool, the tokens whose states are read; a network may leave out what the others alone need.
 
         Must honour `tokens.segment`, `role` with `blocked`, `flow` and `branches`; keys and values of the cache are
         rotated.

@@ -121,16 +121,25 @@ def stack(make: Callable[[nnx.Rngs], nnx.Module], layers: int, rngs: nnx.Rngs) -
 
 
 def scan_blocks(
-    blocks: nnx.Module, step: Callable, x: jax.Array, per_layer: Any, compute: Compute
+    blocks: nnx.Module, step: Callable, x: jax.Array, per_layer: Any, compute: Compute, last: Callable | None = None
 ) -> tuple[jax.Array, Any]:
-    """Runs x through stacked blocks: step(block, x, layer) -> (x, outputs); outputs come back stacked over L."""
+    """Runs x through stacked blocks: step(block, x, layer) -> (x, outputs); outputs come back stacked over L. `last`
+    takes the place of `step` in the last block."""
     graph, parameters = nnx.split(blocks)
+    layers = parameters, per_layer
 
-    def body(x, layer):
-        parameters, rest = layer
-        return step(nnx.merge(graph, parameters), over_rows(x), rest)
+    def body(step: Callable) -> Callable:
+        def run(x, layer):
+            parameters, rest = layer
+            return step(nnx.merge(graph, parameters), over_rows(x), rest)
 
-    if REMAT[compute.remat] is not None:
+        if REMAT[compute.remat] is None:
+            return run
         # A loop of one layer leaves nothing to merge across it; unrolled, what is computed again could be.
-        body = jax.checkpoint(body, policy=REMAT[compute.remat], prevent_cse=compute.unroll > 1)
-    return jax.lax.scan(body, x, (parameters, per_layer), unroll=compute.unroll)
+        return jax.checkpoint(run, policy=REMAT[compute.remat], prevent_cse=compute.unroll > 1 or step is last)
+
+    if last is None:
+        return jax.lax.scan(body(step), x, layers, unroll=compute.unroll)
+    x, out = jax.lax.scan(body(step), x, jax.tree.map(lambda a: a[:-1], layers), unroll=compute.unroll)
+    x, end = body(last)(x, jax.tree.map(lambda a: a[-1], layers))
+    return x, jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]), out, end)

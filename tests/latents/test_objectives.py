@@ -88,7 +88,7 @@ class Perturbed:
     def __getattr__(self, name):
         return getattr(self.model, name)
 
-    def decode(self, x, tokens, *, past=(), compute=Compute(), taps=(), keep_cache=False):  # noqa: B008
+    def decode(self, x, tokens, *, past=(), compute=Compute(), taps=(), keep_cache=False, read=None):  # noqa: B008
         text, c = self.model.text, CONFIG.text
         graph, parameters = nnx.split(text.blocks)
         table = mrope_table(tokens.positions, c.head_width, c.mrope_section, c.rope_theta, at_least_fp32(compute.dtype))
@@ -109,6 +109,28 @@ def test_the_perturbed_network_is_the_network():
     added = jnp.zeros((LAYERS, *batch["tokens"].shape, D))
     out = [forward(model, batch, Objective())["hidden"] for model in (network(), Perturbed(network(), added))]
     np.testing.assert_allclose(out[0], out[1], atol=1e-5)
+
+
+@pytest.mark.parametrize("objective", [
+    Objective(noise=0.1), Objective(distance="cosine", normalisation="sum_of_means", stage_weights=(1.0, 1.0, 2.0)),
+    Objective(diversity=0.5), Objective(route="latent_only"), Objective(route="outside_only", attention="bottleneck"),
+])  # fmt: skip
+def test_what_no_loss_reads_can_be_left_out_of_losses_and_gradients(objective):
+    rows = [example(0), example(1, stages=((1, 2), (3, 2)))], [example(2, stages=((1, 3), (3, 1)), free=3, side=8)]
+    batch = batch_of(*rows)
+    graph, parameters = nnx.split(network())
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def gradient(parameters, compute, batch):
+        loss = lambda p: objectives.loss(  # noqa: E731
+            nnx.merge(graph, p), batch, objective, ONE, objectives.totals(batch), jax.random.key(0), compute
+        )
+        return jax.value_and_grad(loss, has_aux=True)(parameters)
+
+    plain, skipping = (gradient(parameters, Compute(skip_unread=skip), batch) for skip in (False, True))
+    for (path, a), b in zip(jax.tree.leaves_with_path(plain), jax.tree.leaves(skipping)):
+        # fp32 sums in another order, relative to the array's largest.
+        np.testing.assert_allclose(a, b, atol=1e-5 * float(np.abs(a).max()), err_msg=jax.tree_util.keystr(path))
 
 
 @functools.cache

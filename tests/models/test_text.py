@@ -92,26 +92,25 @@ def test_stopped_flow_changes_no_value_and_passes_no_gradient():
         assert ours.any() == theirs.any() and (not theirs.any() or distance(ours, theirs) <= EXACT)
 
 
-def test_the_one_token_that_is_asked_for_has_the_state_and_cache_of_the_whole_pass():
-    """Rows of other lengths, padded; roles that may not see each other; a past; the token in a row's middle or end."""
+@pytest.mark.parametrize("keep_cache", [False, True])
+def test_states_that_are_read_and_every_cache_are_those_of_the_whole_pass(keep_cache):
+    """Within a row, at its end, more than one, none; and what is not read is not computed."""
     x = jax.random.normal(jax.random.key(5), (3, 9, 48), jnp.float64)
     segment = jnp.array([[1] * 9, [1] * 6 + [0] * 3, [1] * 4 + [2] * 5])
-    role = jnp.where(jnp.arange(9) < 3, 0, 1) * jnp.ones((3, 1), jnp.int32)
-    blocked = jnp.zeros((2, 2), bool).at[1, 0].set(True)
-    tokens = dataclasses.replace(text_tokens(9, B=3, role=role, blocked=blocked), segment=segment)
-    at = jnp.array([8, 5, 3])
-    for past in ((), (decode(x[:, ::-1], tokens, keep_cache=True)[1],)):
-        whole, cache, _ = decode(x, tokens, past=past, keep_cache=True)
-        one, same, _ = _decode_one(tiny()[1], x, tokens, past, at)
-        assert one.shape == (3, 1, 48)
-        assert distance(one[:, 0], whole[jnp.arange(3), at]) < EXACT
+    tokens = dataclasses.replace(text_tokens(9, B=3), segment=segment)
+    read = np.zeros((3, 9), bool)
+    read[0, [2, 3, 8]] = read[1, 5] = True
+    whole, cache, _ = decode(x, tokens, keep_cache=keep_cache)
+    found, same, _ = _decode_read(tiny()[1], x, tokens, read, keep_cache)
+    assert distance(found[read], whole[read]) < EXACT
+    assert np.abs(found - whole)[~read].min(-1).max() > 1e-3
+    if keep_cache:
         jax.tree.map(np.testing.assert_array_equal, cache, same)
-        assert distance(_decode_one(tiny()[1], x, tokens, past, at - 1)[0], one) > 1e-3
 
 
-@jax.jit
-def _decode_one(params, x, tokens, past, at):
-    return network(tiny()[0], params).decode(x, tokens, past=past, compute=FP64, keep_cache=True, last=at)
+@functools.partial(jax.jit, static_argnums=(4,))
+def _decode_read(params, x, tokens, read, keep_cache):
+    return network(tiny()[0], params).decode(x, tokens, compute=FP64, keep_cache=keep_cache, read=read)
 
 
 def test_rollouts_share_one_prompt_cache_under_vmap():

@@ -85,7 +85,7 @@ class Toy(nnx.Module):
         seen = jnp.take_along_axis(merged, jnp.maximum(vision_slot, 0)[..., None], axis=1)
         return jnp.where((vision_slot >= 0)[..., None], seen, x)
 
-    def decode(self, x, tokens, *, past=(), compute=Compute(), taps=(), keep_cache=False, override=None, last=None):  # noqa: B008
+    def decode(self, x, tokens, *, past=(), compute=Compute(), taps=(), keep_cache=False, override=None, read=None):  # noqa: B008
         time = jnp.sin(tokens.positions[:, 0, :, None] / 100 ** jnp.linspace(0, 1, x.shape[-1]))
         x = x.astype(compute.dtype) + time.astype(compute.dtype)
 
@@ -100,7 +100,6 @@ class Toy(nnx.Module):
 
         x, own = scan_blocks(self.text.blocks, step, x, [(cache.k, cache.v) for cache in past], compute)
         role = jnp.zeros_like(tokens.segment) if tokens.role is None else tokens.role
-        x = x if last is None else jnp.take_along_axis(x, last[:, None, None], axis=1)
         return rms_norm(x, self.text.norm), Cache(*own, tokens.segment, role) if keep_cache else None, {}
 
     def logits(self, hidden):

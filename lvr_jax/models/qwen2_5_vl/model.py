@@ -83,11 +83,11 @@ class Qwen2_5_VL(nnx.Module):
         taps: Collection[str] = (),
         keep_cache: bool = False,
         override: Override | None = None,
-        last: jax.Array | None = None,
+        read: jax.Array | None = None,
     ) -> tuple[jax.Array, Cache | None, dict[str, jax.Array]]:
         """See `Decoder.__call__`."""
         return self.text(
-            x, tokens, past=past, compute=compute, taps=taps, keep_cache=keep_cache, override=override, last=last
+            x, tokens, past=past, compute=compute, taps=taps, keep_cache=keep_cache, override=override, read=read
         )
 
     def logits(self, hidden: jax.Array) -> jax.Array:

@@ -5,7 +5,7 @@ values of its own tokens. Prefilling is a pass with no past, a decoding step is 
 rollouts share is one `Cache` without the rollouts' axis under `vmap`.
 """
 
-import dataclasses
+import functools
 from collections.abc import Collection, Sequence
 
 import jax
@@ -13,19 +13,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lvr_jax.models.attention import Keys, Queries, attention
+from lvr_jax.models.chosen_rows import add_where
 from lvr_jax.models.layers import Compute, SwiGLU, flat, ones, rms_norm, scan_blocks, stack, weight, zeros
+from lvr_jax.models.placement import current_mesh
 from lvr_jax.models.precision import at_least_fp32
 from lvr_jax.models.qwen2_5_vl.config import TextConfig
 from lvr_jax.models.qwen2_5_vl.rope import mrope_table, rotate
 from lvr_jax.models.records import Cache, Override, Tokens
-
-# A segment that no token has.
-NOBODYS = -1
-
-
-def take_token(x: jax.Array, at: jax.Array) -> jax.Array:
-    """x [B, T, ...] -> [B, 1, ...], token at [B] of each row."""
-    return jnp.take_along_axis(x, at.reshape(-1, *[1] * (x.ndim - 1)), axis=1)
 
 
 class DecoderBlock(nnx.Module):
@@ -47,50 +41,43 @@ class DecoderBlock(nnx.Module):
         return y.reshape(*x.shape[:2], *y.shape[1:])                                     # [B, T, N, H]
 
     def __call__(
-        self, x, tokens: Tokens, table, past: Sequence[Keys], compute: Compute, taps: Collection[str],
-        only: tuple[jax.Array, jax.Array] | None = None,
+        self, x, tokens: Tokens, table, past: Sequence[Keys], compute: Compute, taps: Collection[str], read=None,
+        ends=None,
     ):  # fmt: skip
         """x [B, T, D] -> (x, own keys [B, T, K, H], own values, taps).
 
-        only: (whether to, token [B]): of x, computes just this token of each row; the others stay as they are.
+        read: [B, T], the tokens that go through the MLP, if `ends`: always, or where this scalar is set.
         """
+        eps = self.config.norm_eps
         x = tokens.only_flow(x)
-        y = rms_norm(x, self.attention_norm, self.config.norm_eps)
+        y = rms_norm(x, self.attention_norm, eps)
+        q = rotate(self.project(y, self.q, self.q_bias), table)                          # [B, T, N, H]
         k = tokens.only_flow(rotate(self.project(y, self.k, self.k_bias), table))        # [B, T, K, H]
         v = tokens.only_flow(self.project(y, self.v, self.v_bias))
+        queries = Queries(q, tokens.segment, tokens.role, tokens.blocked)
         own = Keys(k, v, tokens.segment, tokens.role, causal=True, branches=tokens.branches)
         wanted = "attention" in taps
-        kernel = "xla" if past or wanted else compute.attention
-        if only is None:
-            x, weights = self.mix(x, y, table, tokens, (*past, own), kernel, wanted)
+        y, weights = attention(
+            queries, *past, own, implementation="xla" if past or wanted else compute.attention, weights=wanted
+        )
+        x = x + jnp.einsum("RNH,NHD->RD", flat(y), self.out[...].astype(x.dtype)).reshape(x.shape)
+        if read is None or ends is None:
+            x = self.through_mlp(x, read)
         else:
-            x, weights = jax.lax.cond(
-                only[0],
-                lambda: self.mix_one(only[1], x, y, table, tokens, past, own),
-                lambda: self.mix(x, y, table, tokens, (*past, own), kernel)[0],
-            ), None
+            x = jax.lax.cond(ends, lambda: self.through_mlp(x, read), lambda: self.through_mlp(x))
         out = {"attention": weights} if wanted else {}
         if "states" in taps:
             out["states"] = x
         return x, k, v, out
 
-    def mix(self, x, y, table, tokens: Tokens, keys: Sequence[Keys], kernel: str, weights: bool = False):
-        """x [B, T, D], and normed y -> (x after attention over `keys` and the MLP, attention weights or None)."""
-        q = rotate(self.project(y, self.q, self.q_bias), table)                          # [B, T, N, H]
-        queries = Queries(q, tokens.segment, tokens.role, tokens.blocked)
-        y, weights = attention(queries, *keys, implementation=kernel, weights=weights)
-        x = x + jnp.einsum("RNH,NHD->RD", flat(y), self.out[...].astype(x.dtype)).reshape(x.shape)
-        return x + self.mlp(rms_norm(x, self.mlp_norm, self.config.norm_eps)), weights
-
-    def mix_one(self, at, x, y, table, tokens: Tokens, past: Sequence[Keys], own: Keys):
-        """As `mix`, of token at [B] of each row alone."""
-        here = jnp.arange(x.shape[1]) == at[:, None]                                     # [B, T]
-        up_to = jnp.where(jnp.arange(x.shape[1]) <= at[:, None], own.segment, NOBODYS)
-        x1, y1, *table1 = (take_token(a, at) for a in (x, y, *table))
-        segment, role = (None if a is None else take_token(a, at) for a in (tokens.segment, tokens.role))
-        one = dataclasses.replace(tokens, segment=segment, role=role)
-        own = dataclasses.replace(own, segment=up_to, causal=False)
-        return jnp.where(here[..., None], self.mix(x1, y1, table1, one, (*past, own), "xla")[0], x)
+    def through_mlp(self, x: jax.Array, read: jax.Array | None = None) -> jax.Array:
+        """x [B, T, D] with the MLP's part added, to the tokens [B, T] that are read alone if told."""
+        eps = self.config.norm_eps
+        if read is None:
+            return x + self.mlp(rms_norm(x, self.mlp_norm, eps))
+        graph, mlp = nnx.split(self.mlp)
+        work = lambda p, rows: nnx.merge(graph, p[1])(rms_norm(rows, p[0], eps))  # noqa: E731
+        return add_where(work, (self.mlp_norm[...], mlp), flat(x), flat(read)).reshape(x.shape)
 
 
 class Decoder(nnx.Module):
@@ -119,12 +106,13 @@ class Decoder(nnx.Module):
         taps: Collection[str] = (),
         keep_cache: bool = False,
         override: Override | None = None,
-        last: jax.Array | None = None,
+        read: jax.Array | None = None,
     ) -> tuple[jax.Array, Cache | None, dict[str, jax.Array]]:
         """Embeddings [B, T, D] -> (hidden states after the final norm [B, T, D], own cache if kept, taps).
 
-        override: states that later blocks and later tokens see instead of the pass's own. last: [B], the one token of
-        each row whose hidden state is wanted, [B, 1, D]: the last block computes no other. Without taps and override.
+        override: states that later blocks and later tokens see instead of the pass's own.
+        read: [B, T] bool, the tokens whose hidden states are read. The last block's MLP is not computed for the others,
+        whose states are then without meaning.
 
         Taps: `states` [1 + L, B, T, D], the embeddings and every block's output before the final norm; `attention`
         [L, B, N, T, past + T], weights.
@@ -136,22 +124,29 @@ class Decoder(nnx.Module):
             x = override.put(x, override.values[0], override.mask[0])
         embedded = x
 
-        def step(block, x, layer):
+        if not (current_mesh().empty or current_mesh().size == 1):
+            read = None     # rows that are cut over devices would have to be gathered to choose among them
+        in_place = read if keep_cache else None
+
+        def step(block, x, layer, read=in_place):
             layer, put, ends = layer
             keys = [Keys(k, v, cache.segment, cache.role) for (k, v), cache in zip(layer, past)]
-            x, k, v, out = block(x, tokens, table, keys, compute, taps, None if last is None else (ends, last))
+            x, k, v, out = block(x, tokens, table, keys, compute, taps, read, ends)
             if put is not None:
                 x = override.put(x, *put)
                 out |= {"states": x} if "states" in out else {}
             return x, ((k, v) if keep_cache else None, out)
 
         layers = [(cache.k.astype(compute.dtype), cache.v.astype(compute.dtype)) for cache in past]
-        ends = None if last is None else jnp.arange(c.layers) == c.layers - 1
+        # To take the last block out of the loop is to copy the others' parameters, to leave it in is to keep for the
+        # backward pass what both ways need.
+        ends = jnp.arange(c.layers) == c.layers - 1 if in_place is not None else None
         layers = (layers, None if override is None else (override.values[1:], override.mask[1:]), ends)
-        x, (own, out) = scan_blocks(self.blocks, step, x, layers, compute)
+        last = functools.partial(step, read=read) if read is not None and not keep_cache else None
+        x, (own, out) = scan_blocks(self.blocks, step, x, layers, compute, last)
         if "states" in taps:
             out["states"] = jnp.concatenate([embedded[None], out["states"]])
-        hidden = rms_norm(x if last is None else take_token(x, last), self.norm, c.norm_eps)
+        hidden = rms_norm(x, self.norm, c.norm_eps)
         role = tokens.role if tokens.role is not None else jnp.zeros_like(tokens.segment)
         return hidden, Cache(*own, tokens.segment, role) if keep_cache else None, out
 
