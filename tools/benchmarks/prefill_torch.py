@@ -4,7 +4,8 @@ The prompt and the network of the `sweep` benchmark (1,182 tokens, 4,480 patches
 pixels and tokens to a key/value cache and the logits of the last token. Both must have equal logits to rounding, and
 pick the same token. Ours is the program that evaluations and audits prefill with, compiled before the clock starts.
 The ratio is one of wall seconds, and a figure for a quiet machine only where `quiet` says so: beside other work look at
-the ratio of processor seconds.
+the ratio of processor seconds. How memory happens to lie in a process moves torch's side by a sixth: five processes
+measure, and the one with the ratio in the middle counts.
 """
 
 import json
@@ -17,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks._load import watched
+from benchmarks._own_process import measured_alone
 from benchmarks.sweep import GRID, batch_of, prompt
 from benchmarks.sweep_torch import Torch, write_checkpoint
 from lvr_jax.checkpoints import load_hf
@@ -24,11 +26,20 @@ from lvr_jax.latents.sweep import prefill
 from lvr_jax.models.families import abstract_model
 from lvr_jax.models.layers import Compute
 
-GOAL, ROUNDS = 1.2, 7
+GOAL, PROCESSES, ROUNDS = 1.2, 5, 7
 ROUNDING = 2e-3                 # of logits around 10: 16 layers of fp32 sums in another order
 
 
 def run() -> dict:
+    """What the process in the middle measured, and the ratio of each."""
+    found = sorted((measured_alone(__file__) for _ in range(PROCESSES)), key=lambda each: each["ratio"])
+    middle = found[PROCESSES // 2]
+    middle["details"]["ratios_by_process"] = [round(each["ratio"], 2) for each in found]
+    middle["details"]["quiet"] = all(each["details"]["quiet"] for each in found)
+    return middle
+
+
+def measured() -> dict:
     """Medians of interleaved rounds."""
     example = prompt(0)
     with tempfile.TemporaryDirectory() as place:
@@ -85,4 +96,4 @@ def _seconds(work) -> tuple[float, float]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(run(), indent=1))
+    print(json.dumps(measured()))

@@ -16,10 +16,7 @@ sides on one thread (`taskset -c 0`) says more there.
 
 import functools
 import json
-import os
 import pathlib
-import subprocess
-import sys
 import tempfile
 import time
 
@@ -29,6 +26,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from benchmarks._load import watched
+from benchmarks._own_process import measured_alone
 from lvr_jax.checkpoints import load_hf
 from lvr_jax.data.boxes import box_to_tokens
 from lvr_jax.data.filling import fill_row
@@ -253,10 +251,7 @@ def run() -> dict:
     """What `measured` finds in a process of its own."""
     from study.workers import KEPT_MEMORY
 
-    tools = pathlib.Path(__file__).parents[1]
-    environment = {**os.environ, **KEPT_MEMORY, "PYTHONPATH": os.pathsep.join(map(str, (tools.parent, tools)))}
-    done = subprocess.run([sys.executable, __file__], env=environment, stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(done.stdout)
+    return measured_alone(__file__, **KEPT_MEMORY)
 
 
 def measured(rounds: int = 7) -> dict:
