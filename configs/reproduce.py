@@ -6,7 +6,7 @@ so that the answer comes to rely on the latents. *bottleneck*: only the latents 
 carry the answer. *masked*: what is asked for is black, so oracle latents must help and own ones cannot. Where the last
 two behave, a null result in the plain setting means something.
 
-Cost: about 18 minutes on 2 cores, nothing to download.
+Cost: about 15 minutes on 2 cores, nothing to download.
 
     python tools/reproduce.py --workdir runs/reproduce
     python tools/reproduce.py --workdir runs/three_seeds --config.seeds="(0, 1, 2)"
