@@ -42,9 +42,10 @@ class Compute:
     remat:     key of REMAT
     unroll:    layers that the scan takes at a time. More than one saves copies of what the backward pass keeps and of
                parameters' gradients, a tenth of a step on a CPU, and makes the program longer
-    skip_unread: leaves out what nothing reads: cross-entropy of tokens that are not predicted, and all but the last
-               token of a prompt in the decoder's last block. On a CPU: on a TPU the choice would cost more than it
-               saves (a prefill of 7B on v5e-8 2.42 s, not 2.34, by libtpu's estimate; 2026-11)
+    skip_unread: leaves out what nothing reads: cross-entropy of tokens that are not predicted and, on one device, the
+               last block's MLP of tokens whose states no loss reads, in a prompt of all but the last one. On a CPU: on
+               a TPU the choice would cost more than it saves (a prefill of 7B on v5e-8 2.42 s, not 2.34, by libtpu's
+               estimate; 2026-11)
     """
 
     dtype: Any = jnp.float32

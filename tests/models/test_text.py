@@ -100,17 +100,21 @@ def test_states_that_are_read_and_every_cache_are_those_of_the_whole_pass(keep_c
     tokens = dataclasses.replace(text_tokens(9, B=3), segment=segment)
     read = np.zeros((3, 9), bool)
     read[0, [2, 3, 8]] = read[1, 5] = True
-    whole, cache, _ = decode(x, tokens, keep_cache=keep_cache)
-    found, same, _ = _decode_read(tiny()[1], x, tokens, read, keep_cache)
+    whole, cache, taps = decode(x, tokens, keep_cache=keep_cache, taps=("attention", "states"))
+    found, same, read_taps = _decode_read(tiny()[1], x, tokens, read, keep_cache)
     assert distance(found[read], whole[read]) < EXACT
     assert np.abs(found - whole)[~read].min(-1).max() > 1e-3
-    if keep_cache:
-        jax.tree.map(np.testing.assert_array_equal, cache, same)
+    jax.tree.map(np.testing.assert_array_equal, cache, same)
+    np.testing.assert_array_equal(taps["attention"], read_taps["attention"])
+    assert distance(read_taps["states"][:-1], taps["states"][:-1]) < EXACT, "of every block but the last"
+    assert distance(read_taps["states"][-1][read], taps["states"][-1][read]) < EXACT
 
 
 @functools.partial(jax.jit, static_argnums=(4,))
 def _decode_read(params, x, tokens, read, keep_cache):
-    return network(tiny()[0], params).decode(x, tokens, compute=FP64, keep_cache=keep_cache, read=read)
+    return network(tiny()[0], params).decode(
+        x, tokens, compute=FP64, keep_cache=keep_cache, taps=("attention", "states"), read=read
+    )
 
 
 def test_rollouts_share_one_prompt_cache_under_vmap():

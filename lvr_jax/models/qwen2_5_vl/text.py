@@ -111,8 +111,8 @@ class Decoder(nnx.Module):
         """Embeddings [B, T, D] -> (hidden states after the final norm [B, T, D], own cache if kept, taps).
 
         override: states that later blocks and later tokens see instead of the pass's own.
-        read: [B, T] bool, the tokens whose hidden states are read. The last block's MLP is not computed for the others,
-        whose states are then without meaning.
+        read: [B, T] bool, the tokens whose hidden states are read. On one device the last block's MLP is not computed
+        for the others, whose states, the tap's too, are then without meaning.
 
         Taps: `states` [1 + L, B, T, D], the embeddings and every block's output before the final norm; `attention`
         [L, B, N, T, past + T], weights.
