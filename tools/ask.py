@@ -22,7 +22,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import lvr_jax
-from lvr_jax.command.stopping import end_at_signal
+from lvr_jax.command.start import start_program
 
 SCENES = 8          # the one that is asked about, and donors
 MOST_SCENES = 10**9
@@ -229,5 +229,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    end_at_signal("ask", then="nothing was kept")
+    start_program("ask", then="nothing was kept")
     sys.exit(main())

@@ -19,10 +19,10 @@ import os
 import signal
 import sys
 
-from lvr_jax.command.stopping import end_at_signal
+from lvr_jax.command.start import start_program
 
 if __name__ == "__main__":          # what is imported below takes seconds
-    end_at_signal("convert", then="nothing was kept")
+    start_program("convert", then="nothing was kept")
 
 # A converter needs no accelerator, and must not take one away from a training run beside it.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")

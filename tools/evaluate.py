@@ -23,10 +23,10 @@ import os
 import sys
 import traceback
 
-from lvr_jax.command.stopping import end_at_signal
+from lvr_jax.command.start import start_program
 
 if __name__ == "__main__":          # what is imported below takes seconds
-    end_at_signal("evaluate")
+    start_program("evaluate")
 
 import jax.numpy as jnp
 from absl import logging

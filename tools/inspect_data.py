@@ -20,10 +20,10 @@ from pathlib import Path
 # Configs import each other as `configs.NAME`.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from lvr_jax.command.stopping import end_at_signal
+from lvr_jax.command.start import start_program
 
 if __name__ == "__main__":          # what is imported below takes seconds
-    end_at_signal("inspect_data")
+    start_program("inspect_data")
 
 import matplotlib
 import numpy as np

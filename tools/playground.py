@@ -25,7 +25,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import lvr_jax
-from lvr_jax.command.stopping import end_at_signal
+from lvr_jax.command.start import start_program
 from lvr_jax.files.marked import remove_marked
 
 HOST, PORT, LARGEST_UPLOAD = "127.0.0.1", 7860, 20 * 2**20
@@ -156,5 +156,5 @@ def _end(error: object, status: int) -> int:
 
 
 if __name__ == "__main__":
-    end_at_signal("playground", lambda number: 0)
+    start_program("playground", lambda number: 0)
     sys.exit(main())

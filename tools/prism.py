@@ -21,10 +21,10 @@ from pathlib import Path
 # Configs import each other as `configs.NAME`.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from lvr_jax.command.stopping import end_at_signal
+from lvr_jax.command.start import start_program
 
 if __name__ == "__main__":          # what is imported below takes seconds
-    end_at_signal("prism")
+    start_program("prism")
 
 from absl import app, flags, logging
 from ml_collections import config_flags

@@ -16,10 +16,10 @@ from pathlib import Path
 # Configs import each other as `configs.NAME`.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from lvr_jax.command.stopping import end_at_signal
+from lvr_jax.command.start import start_program
 
 if __name__ == "__main__":          # heeded at once to the end: whatever is written is written whole
-    end_at_signal("transplant")
+    start_program("transplant")
 
 from absl import app, flags, logging
 from ml_collections import config_flags
