@@ -12,14 +12,13 @@ import random
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from forked import Process
 
 ROOT = Path(__file__).parents[2]
 TINY_LVR, TOKENIZER = "lvr_jax/assets/tiny_lvr", "tests/golden/tokenizer.json"
@@ -173,7 +172,7 @@ class Run:
     program: Program
     out: Path
     log: Path
-    process: subprocess.Popen
+    process: Process
 
     @property
     def said(self) -> str:
@@ -232,9 +231,10 @@ class Disturbed:
         name, *arguments = self.program.command(out)
         log = self.folder / f"{out.name}-{time.monotonic_ns()}.out"
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(self.folder / "tmp")}
-        with open(log, "w") as said, open(log.with_suffix(".err"), "w") as error:
-            process = subprocess.Popen([sys.executable, f"tools/{name}.py", *arguments], cwd=ROOT, env=environment,
-                                       stdin=subprocess.DEVNULL, stdout=said, stderr=error)  # fmt: skip
+        streams = log, log.with_suffix(".err")
+        for path in streams:
+            path.touch()
+        process = Process([ROOT / "tools" / f"{name}.py", *arguments], environment, ROOT, streams)
         return Run(name, self.program, out, log, process)
 
     def disturb(self, number: signal.Signals) -> None:

@@ -2,11 +2,11 @@
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from forked import Process
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "training")]
@@ -33,11 +33,10 @@ PRISM = (
 
 
 def tool(store: Store, *command: str, **more: str) -> tuple[int, str, str]:
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "tools" / command[0]), *command[1:]], cwd=ROOT,
-        env=runs.environment(**store.environment, **more), capture_output=True, text=True, timeout=900,
-    )  # fmt: skip
-    return done.returncode, done.stdout, done.stderr
+    environment = runs.environment(**store.environment, **more)
+    process = Process([ROOT / "tools" / command[0], *command[1:]], environment, ROOT)
+    out, err = process.communicate(timeout=900)
+    return process.returncode, out, err
 
 
 @pytest.fixture(scope="module")

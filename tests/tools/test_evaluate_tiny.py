@@ -1,12 +1,11 @@
 """An evaluation of the shipped checkpoint is the same however it is run: batch, devices, killed and gone on."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import quick
+from forked import Process
 
 from lvr_jax.evaluation.results import read_results
 
@@ -54,7 +53,7 @@ def test_rows_change_no_item(place, three_rows, warm, rows):
 @pytest.mark.slow
 def test_devices_change_no_item(place, three_rows):
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": quick.flags(8)}
-    program = [sys.executable, str(ROOT / "tools/evaluate.py"), *command(place / "eight.jsonl", 8)]
-    done = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    process = Process([ROOT / "tools/evaluate.py", *command(place / "eight.jsonl", 8)], environment)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
     assert_same(place / "eight.jsonl", three_rows)

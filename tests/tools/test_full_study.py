@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from forked import Process
 from ml_collections import ConfigDict
 
 from study import jobs as study
@@ -330,12 +331,11 @@ def get_config():
 """
 
 
-def study_in(folder: Path, *more: str, results: Path) -> subprocess.Popen:
+def study_in(folder: Path, *more: str, results: Path) -> Process:
     folder.mkdir(exist_ok=True)
     (folder / "miniature.py").write_text(MINIATURE.format(results=str(results)))
-    command = [sys.executable, str(ROOT / "tools/reproduce.py"), "--config", str(folder / "miniature.py"), "--workdir",
-               str(folder / "runs"), "--noprogress", *more]  # fmt: skip
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return Process([ROOT / "tools/reproduce.py", "--config", folder / "miniature.py", "--workdir", folder / "runs",
+                    "--noprogress", *more])  # fmt: skip
 
 
 def measured(results: Path) -> dict[str, dict]:

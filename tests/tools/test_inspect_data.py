@@ -4,11 +4,11 @@ import importlib.util
 import io
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from forked import Process
 from PIL import Image
 
 from lvr_jax.data import from_config
@@ -20,8 +20,9 @@ CONFIG = ("--config", "configs/data/digit_search.py:p_lvr_3", f"--config.data.to
 
 
 def inspect_data(*arguments):
-    command = [sys.executable, "tools/inspect_data.py", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    process = Process(["tools/inspect_data.py", *arguments], folder=ROOT)
+    out, err = process.communicate(timeout=300)
+    return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 
 
 @pytest.fixture(scope="module")

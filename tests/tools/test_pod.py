@@ -176,6 +176,8 @@ def test_an_audit_whose_host_died_goes_on_with_another_number_of_them(place, aud
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in before.items()), "nothing was done twice"
 
 
+SWEEP_ALONE = ("--config.attention=", "--config.patching.count=1", "--config.alignment.count=0",
+               "--config.sensitivity.count=0", "--config.report=False")  # fmt: skip
 # The program with a type that no audit needs but that of tests.
 IN_FP64 = """
 import runpy, sys
@@ -183,7 +185,7 @@ import jax
 from lvr_jax.prism import experiment
 jax.config.update("jax_enable_x64", True)
 experiment.DTYPES["float64"] = jax.numpy.float64
-sys.argv = sys.argv[1:] + ["--config.dtype=float64", "--config.report=False"]
+sys.argv = sys.argv[1:] + ["--config.dtype=float64"]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
@@ -194,7 +196,7 @@ def test_weights_over_two_hosts_give_the_audit_of_one(place, audited):
     two correct fp32 audits the one is as far from it as from the other."""
     done(audit(place, place / "cell", 2, "--config.mesh.data=1", "--config.mesh.tensor=2"))
     program, *arguments = audit_command(place, place / "exact")
-    done(begin(place, 1, ["-c", IN_FP64, program, *arguments]))
+    done(begin(place, 1, ["-c", IN_FP64, program, *arguments, *SWEEP_ALONE]))
     ours, theirs, exact = (sweep_files.read(workdir / NAME / "sweep") for workdir in
                            (place / "cell", audited, place / "exact"))  # fmt: skip
     assert ours.conditions == theirs.conditions == exact.conditions and ours.items == theirs.items == exact.items

@@ -5,11 +5,10 @@ import json
 import math
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from forked import Process
 
 from lvr_jax.prism import experiment
 from lvr_jax.prism.report import report
@@ -60,10 +59,10 @@ def stamps(folder: Path) -> dict[str, int]:
 def whole(checkpoints, tmp_path_factory):
     """By a process of its own, which says where the report is and, besides, what it is doing."""
     workdir = tmp_path_factory.mktemp("prism") / "whole"
-    program = [sys.executable, str(ROOT / "tools" / "prism.py"), *command(checkpoints, workdir)]
-    done = subprocess.run(program, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == str(workdir / "report" / "report.html")
+    process = Process([ROOT / "tools" / "prism.py", *command(checkpoints, workdir)])
+    out, err = process.communicate(timeout=600)
+    assert process.returncode == 0, err
+    assert out.strip() == str(workdir / "report" / "report.html")
     return workdir
 
 

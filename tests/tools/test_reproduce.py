@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from forked import Process
 from ml_collections import ConfigDict
 
 from lvr_jax.prism import experiment as prism
@@ -431,11 +432,8 @@ SMALL = (
 )  # fmt: skip
 
 
-def start(workdir: Path, *more: str) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / "tools/reproduce.py"), "--workdir", str(workdir), *SMALL, *more],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+def start(workdir: Path, *more: str) -> Process:
+    return Process([ROOT / "tools/reproduce.py", "--workdir", workdir, *SMALL, *more])
 
 
 def tables(workdir: Path) -> dict[str, bytes]:

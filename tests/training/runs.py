@@ -9,13 +9,14 @@ import functools
 import json
 import os
 import socket
-import subprocess
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+HOST = ROOT / "tests/multihost/host.py"
 sys.path[:0] = [place for place in (str(ROOT), str(ROOT / "tests")) if place not in sys.path]
 import quick  # noqa: E402
+from forked import Process  # noqa: E402
 
 
 def small(variant: str = "lvr", **changes):
@@ -47,15 +48,12 @@ def environment(devices: int = 1, **more: str) -> dict[str, str]:
     return {**os.environ, "XLA_FLAGS": quick.flags(devices), "PYTHONPATH": str(ROOT), **more}
 
 
-def start(*runs: dict, devices: int = 1, **more: str) -> subprocess.Popen:
+def start(*runs: dict, devices: int = 1, **more: str) -> Process:
     """A process that does these runs: {"variant", "workdir", and changes}."""
-    return subprocess.Popen(
-        [sys.executable, __file__, json.dumps(runs)], env=environment(devices, **more), cwd=ROOT,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    return Process([HOST, __file__, json.dumps(runs)], environment(devices, **more), ROOT)
 
 
-def finish(process: subprocess.Popen, timeout: float = 600) -> str:
+def finish(process: Process, timeout: float = 600) -> str:
     out, err = process.communicate(timeout=timeout)
     assert process.returncode == 0, f"exit status {process.returncode}\n{out}\n{err}"
     return out
@@ -73,7 +71,7 @@ def joined_environments(count: int, devices: int = 1) -> list[dict[str, str]]:
     ]
 
 
-def start_processes(run: dict, count: int, devices: int) -> list[subprocess.Popen]:
+def start_processes(run: dict, count: int, devices: int) -> list[Process]:
     """The same run on `count` processes of so many devices each, joined by jax.distributed."""
     return [start(run, devices=devices, **joined) for joined in joined_environments(count, devices)]
 

@@ -1,0 +1,116 @@
+"""Programs that begin where their libraries have been imported, which takes each of them two seconds.
+
+A process of multiprocessing's fork server imports what programs import and touches no device (`forked_imports.py`).
+A program becomes a copy of it, with arguments, environment, folder, streams, signals and exit status of its own. How
+Python itself starts a program is not seen this way: tests of installations and of signals at an early moment use
+`subprocess`.
+"""
+
+import atexit
+import multiprocessing
+import multiprocessing.forkserver
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import traceback
+import types
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from unittest import mock
+
+TESTS = Path(__file__).resolve().parent
+_fork = multiprocessing.get_context("forkserver")
+_fork.set_forkserver_preload(["forked_imports"])
+
+
+class Process:
+    """A program on its way, with the methods of `subprocess.Popen` that tests use."""
+
+    def __init__(self, command: Sequence[object], environment: Mapping[str, str] = os.environ,
+                 folder: str | Path = ".", streams: Sequence[str | Path] = ()):  # fmt: skip
+        """command: a file of Python and its arguments, or "-c", a program and its arguments; streams: files that get
+        standard output and error, in place of those that `communicate` reads."""
+        self._files = [] if streams else [tempfile.NamedTemporaryFile() for _ in range(2)]
+        streams = [str(path) for path in streams] or [file.name for file in self._files]
+        given = [*map(str, command)], dict(environment), str(Path(folder).absolute()), streams
+        places = [str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]
+        with mock.patch.dict(os.environ, {"PYTHONPATH": os.pathsep.join(places)}):
+            multiprocessing.forkserver.ensure_running()
+        self._process = _fork.Process(target=_become, args=given)
+        self._process.start()
+        self.pid = self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.exitcode
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def wait(self, timeout: float | None = None) -> int:
+        self._process.join(timeout)
+        if self.returncode is None:
+            raise subprocess.TimeoutExpired(f"process {self.pid}", timeout)
+        return self.returncode
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        """Its standard output and error, at its end."""
+        self.wait(timeout)
+        out, err = (Path(file.name).read_text() for file in self._files)
+        return out, err
+
+    def send_signal(self, number: int) -> None:
+        if self.returncode is None:
+            os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+def _become(command: list[str], environment: dict[str, str], folder: str, streams: list[str]) -> None:
+    """Runs the program in this process, which ends as one that Python started for it would."""
+    import forked_imports
+
+    for number, path in enumerate(streams, 1):
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        os.dup2(file, number)
+        os.close(file)
+    sys.stdout.reconfigure(line_buffering=False)
+    os.chdir(folder)
+    forked_imports.adopt(environment)
+    multiprocessing.set_start_method(None, force=True)
+    status = _status(command)
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    raise SystemExit(status)
+
+
+def _status(command: list[str]) -> int:
+    name, *arguments = command
+    try:
+        if name == "-c":
+            code, *arguments = arguments
+            sys.argv, sys.path[:0] = ["-c", *arguments], [""]
+            main = sys.modules["__main__"] = types.ModuleType("__main__")
+            exec(code, vars(main))
+        else:
+            sys.argv, sys.path[:0] = command, [str(Path(name).parent)]
+            runpy.run_path(name, run_name="__main__")
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    return 0
