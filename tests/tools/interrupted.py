@@ -136,7 +136,7 @@ PROGRAMS = {
         lambda out: ["reproduce", "--workdir", str(out), "--config.train.steps=2", "--config.train.rows=2",
                      "--config.questions=6", "--config.audited=6", "--config.draws=100", "--config.runs.plain=lvr",
                      "--config.runs.controls=", "--config.runs.believed=", "--config.runs.bottleneck=",
-                     "--config.runs.masked=", "--config.light=plain", "--config.sigmas=1.0"],
+                     "--config.runs.masked=", "--config.light=plain", "--config.sigmas=1.0", "--config.workers=1"],
         files("report/tables/*", "report/*.json")),
     "playground": Program(
         lambda out: ["playground", "--checkpoint", TINY_LVR, "--port", str(_port(out)), "--budget", "2",

@@ -358,7 +358,7 @@ def test_two_blocks_end_to_end_and_killed_in_between_with_the_same_results(tmp_p
     results = tmp_path / "killed-results"
     killed = study_in(tmp_path / "killed", results=results)
     while not list(results.glob("*.json")):
-        assert killed.poll() is None, killed.stderr.read()
+        assert killed.poll() is None, killed.communicate()
         try:
             killed.wait(0.1)
         except subprocess.TimeoutExpired:
@@ -366,7 +366,7 @@ def test_two_blocks_end_to_end_and_killed_in_between_with_the_same_results(tmp_p
     killed.kill()
     killed.communicate()
     again = study_in(tmp_path / "killed", results=results)
-    assert again.wait(900) == 0, again.stderr.read()
+    assert again.wait(900) == 0, again.communicate()
     assert measured(results) == found
 
     report = study_in(tmp_path / "report", "--config.only=report", results=results)

@@ -9,6 +9,7 @@ seconds, so that other work on the machine changes little; load and wall seconds
 
 import argparse
 import dataclasses
+import gc
 import json
 import os
 import subprocess
@@ -88,6 +89,7 @@ def _serve(side: str) -> None:
     import jax
 
     from configs import reproduce
+    from lvr_jax.command.start import OBJECTS_BETWEEN_COLLECTIONS
     from lvr_jax.data.device import to_device
     from lvr_jax.training.experiment import Experiment
     from lvr_jax.training.input import Input
@@ -102,6 +104,8 @@ def _serve(side: str) -> None:
     c.data.shuffle = False              # and both sides have one order
     if side == "baseline":
         _as_before(c)
+    else:
+        gc.set_threshold(OBJECTS_BETWEEN_COLLECTIONS)       # as in every program
     experiment = Experiment.from_config(c)
     tokenizer = experiment.tokenizer
     if side == "baseline":              # the tiny checkpoint had no template to render; the text is the same
