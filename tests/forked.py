@@ -10,17 +10,16 @@ import atexit
 import multiprocessing
 import multiprocessing.forkserver
 import os
-import runpy
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
-import traceback
-import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from unittest import mock
+
+from study.worker import run_here
 
 TESTS = Path(__file__).resolve().parent
 _fork = multiprocessing.get_context("forkserver")
@@ -34,6 +33,11 @@ class Process:
                  folder: str | Path = ".", streams: Sequence[str | Path] = ()):  # fmt: skip
         """command: a file of Python and its arguments, or "-c", a program and its arguments; streams: files that get
         standard output and error, in place of those that `communicate` reads."""
+        if command[0] == "-c":
+            self._program = tempfile.NamedTemporaryFile("w", suffix=".py")
+            self._program.write(command[1])
+            self._program.flush()
+            command = [self._program.name, *command[2:]]
         self._files = [] if streams else [tempfile.NamedTemporaryFile() for _ in range(2)]
         streams = [str(path) for path in streams] or [file.name for file in self._files]
         given = [*map(str, command)], dict(environment), str(Path(folder).absolute()), streams
@@ -86,31 +90,8 @@ def _become(command: list[str], environment: dict[str, str], folder: str, stream
     os.chdir(folder)
     forked_imports.adopt(environment)
     multiprocessing.set_start_method(None, force=True)
-    status = _status(command)
+    status = run_here(command)
     threading._shutdown()
     atexit._run_exitfuncs()
     raise SystemExit(status)
 
-
-def _status(command: list[str]) -> int:
-    name, *arguments = command
-    try:
-        if name == "-c":
-            code, *arguments = arguments
-            sys.argv, sys.path[:0] = ["-c", *arguments], [""]
-            main = sys.modules["__main__"] = types.ModuleType("__main__")
-            exec(code, vars(main))
-        else:
-            sys.argv, sys.path[:0] = command, [str(Path(name).parent)]
-            runpy.run_path(name, run_name="__main__")
-    except SystemExit as end:
-        if isinstance(end.code, str):
-            print(end.code, file=sys.stderr)
-        return end.code if isinstance(end.code, int) else int(end.code is not None)
-    except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGINT)
-    except BaseException:
-        traceback.print_exc()
-        return 1
-    return 0

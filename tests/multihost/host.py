@@ -1,16 +1,16 @@
 """Runs a program as one host of several that compile together: `python host.py PROGRAM ARGUMENTS`.
 
-JAX writes what it compiled from process 0 alone, and on CPUs knows a program again only on the device that it was
-compiled for. The other hosts of a test would compile theirs anew in every run, which takes longer than all that they do
-with them. What several hosts run together is compiled by one, and the others wait for it.
+JAX writes what it compiled from process 0 alone, and knows a CPU's program again only on the device that it was
+compiled for: the other hosts of a test would compile theirs anew in every run, which takes longer than all that they do
+with them. What several hosts run together is compiled by the first, and sent to the others.
 """
 
-import functools
 import os
 import runpy
 import sys
 from unittest import mock
 
+import jax
 from jax._src import cache_key, compiler, distributed
 
 write = compiler._cache_write
@@ -22,11 +22,12 @@ def write_from_any_process(*arguments, **named) -> None:
 
 
 def compile_together() -> None:
+    """Has every process write what it compiles, under a key without its device, and read what another one wrote."""
     compiler._cache_write = write_from_any_process
     hash_options = cache_key._hash_serialized_compile_options
-    cache_key._hash_serialized_compile_options = functools.wraps(hash_options)(
-        lambda hashed, options, strip_device_assignment: hash_options(hashed, options, strip_device_assignment=True))
+    cache_key._hash_serialized_compile_options = lambda *given, **_: hash_options(*given, strip_device_assignment=True)
     cache_key._hash_accelerator_config = cache_key._hash_devices
+    jax.config.update("jax_share_binary_between_hosts", True)
 
 
 if __name__ == "__main__":

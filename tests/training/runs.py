@@ -14,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 HOST = ROOT / "tests/multihost/host.py"
-sys.path[:0] = [place for place in (str(ROOT), str(ROOT / "tests")) if place not in sys.path]
+sys.path[:0] = [p for p in map(str, (ROOT, ROOT / "tests", ROOT / "tools")) if p not in sys.path]
 import quick  # noqa: E402
 from forked import Process  # noqa: E402
 

@@ -101,13 +101,13 @@ def serve() -> None:
         for stream in (1, 2):
             os.dup2(log, stream)
         os.close(log)
-        end = End(_run(request["command"]), time.process_time() - used, _memory())
+        end = End(run_here(request["command"]), time.process_time() - used, _memory())
         used = time.process_time()
         print(json.dumps(dataclasses.asdict(end)), file=answers, flush=True)
 
 
-def _run(command: Sequence[str]) -> int:
-    """The exit status of a program."""
+def run_here(command: Sequence[str]) -> int:
+    """Runs a program, a file and its arguments, in this process; its exit status."""
     path, argv = list(sys.path), sys.argv
     sys.argv, sys.path[0] = list(command), str(Path(command[0]).parent)
     try:
