@@ -7,6 +7,7 @@ Python itself starts a program is not seen this way: tests of installations and 
 """
 
 import atexit
+import functools
 import multiprocessing
 import multiprocessing.forkserver
 import os
@@ -41,9 +42,7 @@ class Process:
         self._files = [] if streams else [tempfile.NamedTemporaryFile() for _ in range(2)]
         streams = [str(path) for path in streams] or [file.name for file in self._files]
         given = [*map(str, command)], dict(environment), str(Path(folder).absolute()), streams
-        places = [str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]
-        with mock.patch.dict(os.environ, {"PYTHONPATH": os.pathsep.join(places)}):
-            multiprocessing.forkserver.ensure_running()
+        _start_server()
         self._process = _fork.Process(target=_become, args=given)
         self._process.start()
         self.pid = self._process.pid
@@ -76,6 +75,20 @@ class Process:
 
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
+
+
+@functools.cache
+def _start_server() -> None:
+    places = [str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]
+    with mock.patch.dict(os.environ, {"PYTHONPATH": os.pathsep.join(places)}):
+        multiprocessing.forkserver.ensure_running()
+    atexit.register(_kill_what_is_left)
+
+
+def _kill_what_is_left() -> None:
+    """Of tests that were interrupted: multiprocessing would wait for it."""
+    for process in multiprocessing.active_children():
+        process.kill()
 
 
 def _become(command: list[str], environment: dict[str, str], folder: str, streams: list[str]) -> None:
