@@ -107,4 +107,3 @@ def _become(command: list[str], environment: dict[str, str], folder: str, stream
     threading._shutdown()
     atexit._run_exitfuncs()
     raise SystemExit(status)
-

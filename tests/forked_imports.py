@@ -28,7 +28,8 @@ gc.freeze()         # what every program shares stays shared: collections do not
 
 
 def adopt(environment: Mapping[str, str]) -> None:
-    """Makes an environment that of this process, also where JAX has read the server's already."""
+    """Makes an environment that of this process, also where JAX has read the server's already; the first place that
+    modules are looked for is the program's own, which it fills."""
     for name in {*environment, *os.environ}:
         flag = name.lower()
         if name.startswith("JAX_") and environment.get(name) != os.environ.get(name) and flag in jax.config.values:
@@ -37,4 +38,4 @@ def adopt(environment: Mapping[str, str]) -> None:
             jax.config.update(flag, environment.get(name))
     os.environ.clear()
     os.environ.update(environment)
-    sys.path[:] = [*filter(None, environment.get("PYTHONPATH", "").split(os.pathsep)), *PATH]
+    sys.path[:] = ["", *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep)), *PATH]
