@@ -5,6 +5,7 @@ import collections
 import gc
 import importlib.util
 import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,16 @@ import quick
 
 
 def pytest_configure(config):
-    """Workers of pytest-xdist inherit the folder of compiled programs from the process that starts them."""
-    if folder := quick.begin():
-        config.add_cleanup(folder.cleanup)
+    """Workers of pytest-xdist inherit the folder of compiled programs from the process that starts them;
+    `--cache-clear` empties it, and without pytest's cache it lasts one session."""
+    if not hasattr(config, "workerinput"):
+        if hasattr(config, "cache"):
+            folder = config.cache.mkdir("compiled")
+        else:
+            temporary = tempfile.TemporaryDirectory(prefix="lvr_jax_tests_")
+            config.add_cleanup(temporary.cleanup)
+            folder = Path(temporary.name)
+        quick.begin(folder)
     gc.set_threshold(20_000)    # what JAX traces lives on: a tenth of the time went into looking at it again
 
 

@@ -3,7 +3,7 @@
 A process of multiprocessing's fork server imports what programs import and touches no device (`forked_imports.py`).
 A program becomes a copy of it, with arguments, environment, folder, streams, signals and exit status of its own. How
 Python itself starts a program is not seen this way: tests of installations and of signals at an early moment use
-`subprocess`.
+`subprocess`. The workers of a study that begins like this are copies of it in turn.
 """
 
 import atexit
@@ -18,9 +18,10 @@ import tempfile
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import IO
 from unittest import mock
 
-from study.worker import run_here
+from study.worker import Worker, forget_flags, run_here, serve
 
 TESTS = Path(__file__).resolve().parent
 _fork = multiprocessing.get_context("forkserver")
@@ -103,7 +104,51 @@ def _become(command: list[str], environment: dict[str, str], folder: str, stream
     os.chdir(folder)
     forked_imports.adopt(environment)
     multiprocessing.set_start_method(None, force=True)
+    Worker.start = staticmethod(_Copy)
     status = run_here(command)
     threading._shutdown()
     atexit._run_exitfuncs()
     raise SystemExit(status)
+
+
+class _Copy:
+    """Of this process, which has not started JAX, for a worker of the study; as much of `subprocess.Popen` as `Worker`
+    uses."""
+
+    def __init__(self, core: int, folder: Path, environment: Mapping[str, str], log: Path):
+        requests, self.stdin = _pipe()
+        self.stdout, answers = _pipe()
+        given = core, folder, dict(environment), log, requests, answers
+        self._process = multiprocessing.get_context("fork").Process(target=_serve, args=given)
+        self._process.start()
+        requests.close()
+        answers.close()
+        self.poll, self.terminate = lambda: self._process.exitcode, self._process.terminate
+
+    def wait(self) -> int:
+        self._process.join()
+        return self._process.exitcode
+
+
+def _pipe() -> tuple[IO[str], IO[str]]:
+    """Its end to read from and its end to write to."""
+    end, beginning = os.pipe()
+    return os.fdopen(end, "r"), os.fdopen(beginning, "w")
+
+
+def _serve(core: int, folder: Path, environment: dict[str, str], log: Path, requests: IO, answers: IO) -> None:
+    """What `python study/worker.py` does, from here on."""
+    import forked_imports
+
+    os.setsid()
+    os.sched_setaffinity(0, {core})
+    with open(log, "ab") as file:
+        for number, stream in enumerate((requests, answers, file)):
+            os.dup2(stream.fileno(), number)
+    os.closerange(3, os.sysconf("SC_OPEN_MAX"))     # the study's: its lock, the pipes of its other workers
+    os.chdir(folder)
+    forked_imports.adopt(environment)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
+    forget_flags(sys.argv[0])
+    serve()

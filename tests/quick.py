@@ -1,4 +1,4 @@
-"""Has programs and modules compiled quickly, and once for all processes of a session of tests.
+"""Has programs and modules compiled quickly, and once for all processes of this and later sessions of tests.
 
 What programs compute is compared, not how fast they do. `conftest.py` says so to whatever a test runs in its own
 process, and by inheritance to the processes it starts; `flags` are for those that need a number of devices.
@@ -6,7 +6,6 @@ process, and by inheritance to the processes it starts; `flags` are for those th
 
 import os
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,6 +24,7 @@ FUSED = {"xla_cpu_use_fusion_emitters": True} if HAS_EMITTERS else {}
 # Of a program that computes for longer than all this saves.
 OPTIMIZED = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False, **FUSED}
 PROGRAMS = "JAX_COMPILATION_CACHE_DIR"
+ROOM = 2 * 2**30    # bytes of programs that are kept; the suite makes an eighth
 # Threads of linear algebra wait for each other by spinning: with two of them tests of probes take twice the time.
 ONE_THREAD = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 # AVX2, say: instructions that programs keep to, as if the processor had no more.
@@ -40,10 +40,9 @@ def flags(devices: int = 1, options: Sequence[str] = OPTIONS) -> str:
     return " ".join((*options, *limit, f"--xla_force_host_platform_device_count={devices}"))
 
 
-def begin() -> tempfile.TemporaryDirectory | None:
-    """Sets the environment of this process before JAX starts; returns the session's folder where it is the first.
+def begin(folder: Path) -> None:
+    """Sets the environment of this process before JAX starts; the folder outlasts the session.
 
-    The folder lasts one session: JAX writes programs in place, and a test that kills a compiler leaves a torn one.
     Where Python is told to write no bytecode, each process would compile the modules of JAX anew, 5 s of its start.
     """
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -51,12 +50,34 @@ def begin() -> tempfile.TemporaryDirectory | None:
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     for name in ONE_THREAD:
         os.environ.setdefault(name, "1")
-    if PROGRAMS in os.environ and not sys.dont_write_bytecode:
-        return None
-    folder = tempfile.TemporaryDirectory(prefix="lvr_jax_tests_")
-    os.environ.setdefault(PROGRAMS, str(Path(folder.name) / "programs"))
+    if PROGRAMS not in os.environ:
+        os.environ[PROGRAMS] = str(folder / "programs")
+        tidy(folder / "programs")
     if sys.dont_write_bytecode:
         os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
         sys.dont_write_bytecode = False
-        os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix = str(Path(folder.name) / "bytecode")
-    return folder
+        os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix = str(folder / "bytecode")
+
+
+def tidy(programs: Path) -> None:
+    """Makes room, and takes away programs that are torn: JAX writes them in place, and tests kill processes that do.
+    Each is looked at once."""
+    programs.mkdir(exist_ok=True)
+    looked = programs / "looked"
+    since = looked.stat().st_mtime_ns if looked.exists() else 0
+    looked.touch()
+    found = {path: path.stat() for path in programs.glob("*-cache")}
+    full = sum(stat.st_size for stat in found.values()) > ROOM
+    for path, stat in found.items():
+        if full or stat.st_mtime_ns >= since and _torn(path):
+            path.unlink(missing_ok=True)
+
+
+def _torn(path: Path) -> bool:
+    from jax._src.compilation_cache import decompress_executable  # which reads the environment
+
+    try:
+        decompress_executable(path.read_bytes())
+    except Exception:       # of whichever library JAX has compressed it with
+        return True
+    return False

@@ -4,8 +4,6 @@ import dataclasses
 import json
 import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -23,6 +21,7 @@ from checkpoint_folders import (
     tiny,
     write_folder,
 )
+from forked import Process
 from safetensors.numpy import load_file
 
 from lvr_jax import checkpoints
@@ -161,9 +160,8 @@ print("same")
 def test_eight_devices_hold_the_same_arrays_as_one(tmp_path, hf):
     checkpoints.to_flax(hf, tmp_path / "flax")
     environment = {**os.environ, "XLA_FLAGS": quick.flags(8), "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-c", MESH, str(hf), str(tmp_path / "flax")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.stdout.strip().endswith("same"), done.stderr[-3000:]
+    out, error = Process(["-c", MESH, hf, tmp_path / "flax"], environment).communicate()
+    assert out.strip().endswith("same"), error[-3000:]
 
 
 PROCESS = """
@@ -201,12 +199,11 @@ def test_two_processes_load_their_slices_and_save_one_checkpoint(tmp_path, hf):
         free.bind(("localhost", 0))
         port = str(free.getsockname()[1])
     environment = {**os.environ, "XLA_FLAGS": quick.flags(4), "JAX_PLATFORMS": "cpu"}
-    arguments = [str(hf), str(tmp_path / "saved"), str(tmp_path / "plain.npz")]
-    commands = [[sys.executable, "-c", PROCESS, port, rank, *arguments] for rank in "01"]
-    processes = [subprocess.Popen(command, env=environment, stderr=subprocess.PIPE) for command in commands]
+    arguments = [hf, tmp_path / "saved", tmp_path / "plain.npz"]
+    processes = [Process(["-c", PROCESS, port, rank, *arguments], environment) for rank in "01"]
     for process in processes:
-        _, stderr = process.communicate(timeout=300)
-        assert process.returncode == 0, stderr.decode()[-3000:]
+        _, error = process.communicate(timeout=300)
+        assert process.returncode == 0, error[-3000:]
     assert_nothing_left(tmp_path, "hf", "saved", "plain.npz")
     checkpoints.to_hf(tmp_path / "saved", tmp_path / "again", verify=True)
     again = load_file(tmp_path / "again" / "model.safetensors")

@@ -1,11 +1,11 @@
 """The output is there at once or not at all, whatever happens on the way."""
 
 import subprocess
-import sys
 
 import numpy as np
 import pytest
 from checkpoint_folders import arrays_of, assert_nothing_left, files_of, tiny
+from forked import Process
 
 from lvr_jax import checkpoints
 from lvr_jax.checkpoints import CheckpointError, conversion, folder
@@ -65,8 +65,7 @@ def test_what_a_killed_run_left_is_removed_by_the_next(tmp_path, hf):
         "checkpoints.to_flax(*sys.argv[1:], progress=lambda n, left=[9]: left.append(0) or "
         "len(left) > 9 and os.kill(os.getpid(), signal.SIGKILL))"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(hf), str(tmp_path / "flax")], capture_output=True)
-    assert done.returncode == -9
+    assert Process(["-c", code, hf, tmp_path / "flax"]).wait() == -9
     assert_nothing_left(tmp_path, "hf", "flax.incomplete")
     with pytest.raises(CheckpointError, match="half-written"):
         checkpoints.load(tmp_path / "flax.incomplete")
@@ -101,8 +100,7 @@ def test_the_name_has_a_whole_checkpoint_at_every_moment_of_an_overwrite(tmp_pat
         "shutil.rmtree = os.unlink = os.rename = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL)\n"
         "checkpoints.to_flax(*sys.argv[1:], overwrite=True)"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(hf), str(flax)], capture_output=True)
-    assert done.returncode == -9
+    assert Process(["-c", code, hf, flax]).wait() == -9
     checkpoints.load(flax)
     checkpoints.to_flax(hf, flax, overwrite=True)
     assert_nothing_left(tmp_path, "hf", "flax")

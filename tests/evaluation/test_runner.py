@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import numpy as np
 import pytest
 from benchmark_folders import write_jsonl
 from flax import nnx
+from forked import Process
 from PIL import Image
 from test_vstar import ANNOTATION, vstar
 
@@ -220,8 +220,8 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_file(lvr, questions, tmp_path
     code = KILLED.format(tests=str(Path(__file__).parent), batch=3, checkpoint=lvr.name, questions=str(questions),
                          output=str(tmp_path / "x.jsonl"))
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    run = Process(["-c", code], environment)
+    assert run.wait() == -signal.SIGKILL, run.communicate()
     there = parts(tmp_path / "x.jsonl")
     assert [len(read_results(part).items) for part in there] == [3, 3] and not (tmp_path / "x.jsonl").exists()
     there[1].with_name(f"{there[1].name}.7.partial").write_text("killed in the middle of writing")

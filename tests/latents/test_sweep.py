@@ -4,8 +4,6 @@ import dataclasses
 import os
 import pathlib
 import signal
-import subprocess
-import sys
 import time
 
 import jax
@@ -14,6 +12,7 @@ import numpy as np
 import pytest
 import quick
 import sweep_programs as programs
+from forked import Process
 from latent_models import CONFIG
 
 from lvr_jax.latents import conditions as cond
@@ -29,10 +28,8 @@ def environment(**more):
     return {**os.environ, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu", **more}
 
 
-def script(*arguments, **env) -> subprocess.Popen:
-    command = [sys.executable, str(HERE / "sweep_programs.py"), *map(str, arguments)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    return subprocess.Popen(command, env=environment(**env), text=True, **pipes)
+def script(*arguments, **env) -> Process:
+    return Process([HERE / "sweep_programs.py", *arguments], environment(**env))
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +67,8 @@ def test_batches_chunks_and_order_do_not_show(how, reference, tmp_path):
 
 def test_eight_devices_give_what_one_gives(reference, tmp_path):
     run = script(tmp_path / "eight", "mesh", XLA_FLAGS=quick.flags(8))
-    out, _ = run.communicate(timeout=300)
-    assert run.returncode == 0 and "8 devices" in out, out
+    out, error = run.communicate(timeout=300)
+    assert run.returncode == 0 and "8 devices" in out, error
     equal(read(tmp_path / "eight"), read(reference))
 
 
@@ -88,7 +85,7 @@ def test_a_sweep_that_is_killed_goes_on_to_identical_files(tmp_path):
     assert before and len(before) < len(list(whole.glob("*.npz")))
     (killed / "first-00002.npz.partial").write_bytes(b"half")           # what a kill in mid-write leaves
     run = script(killed, "batches")
-    assert run.wait(timeout=300) == 0, run.stdout.read()
+    assert run.wait(timeout=300) == 0, run.communicate()
     files = sorted(p.name for p in whole.iterdir())
     assert sorted(p.name for p in killed.iterdir()) == files
     for name in files:

@@ -3,8 +3,6 @@
 import dataclasses
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -12,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import quick
+from forked import Process
 from networks import distance
 
 from lvr_jax.models import attention as door
@@ -98,9 +97,10 @@ def main() -> None:
 def eight_devices() -> dict:
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": quick.flags(8),
                    "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}:{Path(__file__).parent}"}  # fmt: skip
-    done = subprocess.run([sys.executable, __file__], env=environment, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    run = Process([__file__], environment)
+    out, error = run.communicate(timeout=900)
+    assert run.returncode == 0, error
+    return json.loads(out)
 
 
 @pytest.mark.slow

@@ -5,7 +5,6 @@ import importlib.util
 import json
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 import quick
+from forked import Process
 
 from lvr_jax.latents import conditions as cond
 from lvr_jax.latents import sweep as sweeps
@@ -63,10 +63,10 @@ def test_a_sweep_on_four_devices_finds_what_one_finds(tmp_path):
         **os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
         "XLA_FLAGS": quick.flags(4, [quick.LEVEL]),
     }  # fmt: skip
-    command = [sys.executable, __file__, str(tmp_path)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
+    run = Process([__file__, tmp_path], environment)
+    out, error = run.communicate(timeout=900)
+    assert run.returncode == 0, error
+    found = json.loads(out.splitlines()[-1])
     assert found["held"] == 0.5, "a device holds half of the heads"
     assert found["tokens"] and found["latents"] >= 8 and found["answered"] >= 6
     assert found["margin"] <= 2e-4, "fp32 sums over heads and inner widths in two parts"

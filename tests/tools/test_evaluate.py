@@ -5,12 +5,12 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import quick
+from forked import Process
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden"
@@ -87,11 +87,11 @@ def test_a_run_prints_shares_with_intervals_and_says_where_the_items_are(hf, tmp
 ])
 def test_eight_devices_give_every_item_the_result_of_one(hf, first, tmp_path, mesh, rows):
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": quick.flags(8)}
-    command = [sys.executable, ROOT / "tools" / "evaluate.py", "--checkpoint", hf, *SHORT, "--mesh", mesh,
-               "--batch", "3", "--programs", "1", "--output", tmp_path / "x.jsonl"]
-    done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert f"1 program of {rows} rows" in done.stderr
+    run = Process([ROOT / "tools" / "evaluate.py", "--checkpoint", hf, *SHORT, "--mesh", mesh, "--batch", 3,
+                   "--programs", 1, "--output", tmp_path / "x.jsonl"], environment)  # fmt: skip
+    _, error = run.communicate()
+    assert run.returncode == 0, error
+    assert f"1 program of {rows} rows" in error
     assert verdicts(read_results(tmp_path / "x.jsonl")) == verdicts(first)
 
 
@@ -110,9 +110,7 @@ def test_two_processes_write_the_file_of_one(hf, first, tmp_path):
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     port = free_port()
     arguments = ["--checkpoint", hf, *SHORT, "--batch", "2", "--output", tmp_path / "x.jsonl"]
-    runs = [subprocess.Popen([sys.executable, "-c", code, f"localhost:{port}", str(k), *map(str, arguments)],
-                             env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-            for k in range(2)]
+    runs = [Process(["-c", code, f"localhost:{port}", k, *arguments], environment) for k in range(2)]
     ends = [each.communicate(timeout=300) for each in runs]
     assert [each.returncode for each in runs] == [0, 0], ends
     assert "micro" in ends[0][0] and "micro" not in ends[1][0], "the first process alone reports"

@@ -1,11 +1,10 @@
 """Hosts that are about to do different runs all end, with the same line, before any of them waits for another."""
 
 import shutil
-import subprocess
-import sys
 
 import pytest
 import runs
+from forked import Process
 
 from lvr_jax.training import agreement
 from lvr_jax.training.agreement import agree, digest
@@ -66,10 +65,7 @@ except HostsError as error:
 @pytest.mark.parametrize("steps, status", [((4, 5), 2), ((4, 4), 0)])
 def test_two_hosts_with_different_configs_end_with_one_line_each(steps, status):
     environments = runs.joined_environments(2)
-    processes = [
-        subprocess.Popen([sys.executable, "-c", PROGRAM, str(n)], env=e, stderr=subprocess.PIPE, text=True)
-        for n, e in zip(steps, environments)
-    ]  # fmt: skip
+    processes = [Process(["-c", PROGRAM, n], e) for n, e in zip(steps, environments)]
     for process in processes:
         error = process.communicate(timeout=300)[1]
         assert process.returncode == status, error

@@ -37,9 +37,13 @@ class Worker:
 
     def __init__(self, core: int, folder: Path, environment: Mapping[str, str], log: Path):
         """log: gets what is said before the first program has its own."""
-        self.core = core
+        self.core, self.process = core, self.start(core, folder, environment, log)
+
+    @staticmethod
+    def start(core: int, folder: Path, environment: Mapping[str, str], log: Path) -> subprocess.Popen:
+        """The process, which `serve`s. Tests have another way, where this takes too long."""
         with open(log, "ab") as file:
-            self.process = subprocess.Popen(
+            return subprocess.Popen(
                 [sys.executable, __file__], cwd=folder, env=environment, text=True,
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=file,
                 preexec_fn=lambda: os.sched_setaffinity(0, {core}) if hasattr(os, "sched_setaffinity") else None,
@@ -121,7 +125,7 @@ def run_here(command: Sequence[str]) -> int:
         traceback.print_exc()
         status = 1
     finally:
-        _forget_flags(command[0])
+        forget_flags(command[0])
         sys.argv, sys.path[:] = argv, path
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_DFL)
@@ -131,7 +135,7 @@ def run_here(command: Sequence[str]) -> int:
     return status
 
 
-def _forget_flags(program: str) -> None:
+def forget_flags(program: str) -> None:
     """Takes a program's flags out of absl's table; those of the modules that it imported stay, as the modules do."""
     if "absl.flags" not in sys.modules:
         return
