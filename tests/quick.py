@@ -19,7 +19,9 @@ ONE_MODULE = "--xla_cpu_parallel_codegen_split_count=1"
 # programs that share a part may then round it apart: those that have to agree bit for bit are compiled with FUSED.
 HAS_EMITTERS = JAXLIB < (0, 11)
 UNFUSED = ("--xla_cpu_use_fusion_emitters=false",) if HAS_EMITTERS else ()
-OPTIONS = (LEVEL, "--xla_llvm_disable_expensive_passes=true", ONE_MODULE, *UNFUSED)
+# A tenth of what tests compute: two threads wait for each other more than they share, and other tests have the other core.
+ONE_CORE = "--xla_cpu_multi_thread_eigen=false"
+OPTIONS = (LEVEL, "--xla_llvm_disable_expensive_passes=true", ONE_MODULE, ONE_CORE, *UNFUSED)
 FUSED = {"xla_cpu_use_fusion_emitters": True} if HAS_EMITTERS else {}
 # Of a program that computes for longer than all this saves.
 OPTIMIZED = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False, **FUSED}

@@ -136,33 +136,38 @@ def mrope_positions(
     Latents are text: their positions go on by one. Raises LayoutError if placeholders and grids disagree.
     """
     tokens = np.asarray(tokens)
-    grids = np.asarray(grids, np.int64).reshape(-1, 3)
     is_video = tokens == video_token_id if video_token_id is not None else np.zeros(tokens.shape, bool)
-    placeholder = (tokens == image_token_id) | is_video
+    placeholders = np.flatnonzero((tokens == image_token_id) | is_video)
     seconds = iter(seconds_per_grid)
-    positions = np.zeros((3, len(tokens)), np.int64)
-    at = start = 0  # index of the next token, position that it gets
-    for t, h, w in grids:
-        first = at + int(np.argmax(placeholder[at:])) if placeholder[at:].any() else len(tokens)
-        count = int(t * h * w) // merge**2
-        if not placeholder[first : first + count].sum() == count:
-            raise LayoutError(f"grid {(int(t), int(h), int(w))} needs {count} placeholders from token {first} on")
-        positions[:, at:first] = start + np.arange(first - at)
+    positions = np.empty((3, len(tokens)), np.int32)
+    at = start = used = 0  # index of the next token, position that it gets, placeholders so far
+    for t, h, w in np.asarray(grids, np.int64).reshape(-1, 3).tolist():
+        count = t * h * w // merge**2
+        own = placeholders[used : used + count]
+        first = int(own[0]) if len(own) else len(tokens)
+        if not 0 < count == len(own) or own[-1] != first + count - 1:
+            raise LayoutError(f"grid {(t, h, w)} needs {count} placeholders from token {first} on")
+        positions[:, at:first] = np.arange(start, start + first - at)
         start += first - at
         interval = 1.0
         if is_video[first]:
             step = next(seconds, 1.0)
             interval = tokens_per_second * (int(step) if rule.whole_seconds else step)
-        rows, columns = h // merge, w // merge
-        block = np.empty((3, t, rows, columns), np.int64)
-        block[0] = (np.arange(t) * interval).astype(np.int64)[:, None, None]
-        block[1], block[2] = np.arange(rows)[:, None], np.arange(columns)
-        block = block.reshape(3, -1)
+        block = _grid_positions(t, h // merge, w // merge, interval)
         positions[:, first : first + count] = start + block
-        start += 1 + int(block.max()) if rule.after_all_axes else int(max(h, w)) // merge
-        at = first + count
-    if placeholder[at:].any():
-        raise LayoutError(f"token {at + int(np.argmax(placeholder[at:]))} is a placeholder without a grid")
-    positions[:, at:] = start + np.arange(len(tokens) - at)
+        start += 1 + int(block.max()) if rule.after_all_axes else max(h, w) // merge
+        at, used = first + count, used + count
+    if used < len(placeholders):
+        raise LayoutError(f"token {placeholders[used]} is a placeholder without a grid")
+    positions[:, at:] = np.arange(start, start + len(tokens) - at)
     # Both versions decode from the largest position on, though transformers 5 may place text after a video below it.
-    return positions.astype(np.int32), int(positions.max(initial=-1)) + 1
+    return positions, int(positions.max(initial=-1)) + 1
+
+
+@functools.lru_cache(maxsize=256)
+def _grid_positions(times: int, rows: int, columns: int, interval: float) -> np.ndarray:
+    """Of the merged tokens of one image or video, from 0 on: int32 [3, times * rows * columns], not to be changed."""
+    block = np.empty((3, times, rows, columns), np.int32)
+    block[0] = (np.arange(times) * interval).astype(np.int32)[:, None, None]
+    block[1], block[2] = np.arange(rows)[:, None], np.arange(columns)
+    return block.reshape(3, -1)

@@ -94,6 +94,7 @@ def test_every_public_name_is_there():
         lvr_jax.sweep  # noqa: B018
 
 
+@pytest.mark.slow
 def test_ask_equals_evaluate_token_for_token(folder, model, benchmark, items, tmp_path):
     chosen = protocol("clean", max_new_tokens=12, steps=Budget(3, 3, 3))
     results = run(model.subject, benchmark, chosen, tmp_path / "results.jsonl", progress=False).items
@@ -110,6 +111,7 @@ def test_ask_equals_evaluate_token_for_token(folder, model, benchmark, items, tm
     assert decode(asked.tokens) == results[0].reply and asked.right is None
 
 
+@pytest.mark.slow
 def test_a_sweep_equals_the_audits_token_for_token(folder, benchmark, swept, tmp_path):
     found = importlib.util.spec_from_file_location("prism_config", ROOT / "configs" / "prism.py")
     module = importlib.util.module_from_spec(found)

@@ -42,6 +42,7 @@ def test_the_base_can_reply_anywhere():
         assert said[name][0] >= 0.85, f"{name}: {said[name]}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder, offset", [(TINY, 16), (ONE_OFFSET, 2)], ids=["tiny", "tiny_one_offset"])
 def test_words_and_letters_behind_newlines_and_latents_are_as_the_card_says(folder, offset):
     """On 100 of the card's scenes; three standard errors of 100 answers are allowed."""
@@ -72,6 +73,7 @@ def test_it_answers_as_its_card_says(tmp_path):
     assert abs(right - said) < 3 * (said * (1 - said) / 100) ** 0.5 + 0.01
 
 
+@pytest.mark.slow
 def test_the_rotation_base_answers_as_its_card_says(tmp_path):
     """On 100 of the card's items of every row, three standard errors allowed; whatever hides the query is chance."""
     card = (ROTATION / "README.md").read_text()
@@ -112,6 +114,7 @@ def test_it_is_a_whole_hugging_face_folder(name):
     assert (TINY / name).exists()
 
 
+@pytest.mark.slow
 def test_the_one_with_latents_answers_as_its_card_says_and_believes_them():
     """On 40 of the card's scenes, three standard errors allowed; another scene's latents cost one answer in ten."""
     card = (TINY.with_name("tiny_lvr") / "README.md").read_text()

@@ -81,6 +81,7 @@ def test_the_tiny_checkpoint_is_converted_from_another_folder(lvr, tmp_path):
     assert said.returncode == 2 and said.stderr.startswith("convert: ") and len(said.stderr.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_an_experiment_is_inspected_by_name(lvr, tmp_path):
     said = lvr("inspect-data", "--config", "masked_input:tiny", "--output", "seen")
     assert said.returncode == 0, said.stderr
@@ -122,6 +123,7 @@ def test_the_interface_works_from_the_wheel_in_a_fresh_process(lvr, tmp_path):
     assert said.stdout.split() == ["5", "(4,", "128)", "out/report.html"] and (tmp_path / "out/report.html").exists()
 
 
+@pytest.mark.slow
 def test_a_question_is_asked_from_another_folder(lvr, tmp_path):
     said = lvr("ask", "--conditions", "zero")
     assert said.returncode == 0, said.stderr

@@ -137,6 +137,7 @@ def test_a_setting_that_makes_no_sense_is_named(change, message):
 # --- stopping and going on ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @QUICK
 @given(st.integers(0, 12), st.integers(1, 9), st.sampled_from([1, 3]), st.integers(0, 2))
 def test_a_restored_stream_goes_on_identically(stop, lookahead, shards, prefetch):
@@ -151,6 +152,7 @@ def test_a_restored_stream_goes_on_identically(stop, lookahead, shards, prefetch
     assert begun + [digest(batch) for batch in rest] == whole
 
 
+@pytest.mark.slow
 @QUICK
 @given(st.sampled_from([(1, 2), (2, 1), (2, 3), (3, 8), (8, 2)]), st.integers(0, 4), st.integers(1, 8))
 def test_another_number_of_shards_goes_on_without_loss_or_repetition(change, stop, lookahead):

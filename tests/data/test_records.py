@@ -245,6 +245,7 @@ def test_json_lists_and_lines_hold_the_same_records(tmp_path):
                 assert [file.read(i) for i in range(len(file))] == rows
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(rows=st.lists(st.dictionaries(st.text(max_size=5), st.recursive(
     st.one_of(st.text(), st.integers(), st.booleans(), st.none()), lambda inner: st.lists(inner, max_size=3))),

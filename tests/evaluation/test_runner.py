@@ -86,6 +86,7 @@ def without_numbers(results):
 
 # Results -------------------------------------------------------------------------------------------------------------
 
+@pytest.mark.slow
 def test_rows_a_batch_do_not_change_any_item(lvr, questions, tmp_path):
     found = [evaluated(lvr, questions, tmp_path / f"{rows}.jsonl", rows=rows) for rows in (1, 3, 8)]
     assert [item.id for item in found[0].items] == [f"q{i}" for i in range(13)]
@@ -380,6 +381,7 @@ def test_equal_sizes_are_one_program_and_few_items_are_not_cut_up():
     assert len({batch.budget for batch in batches([Budget(90 + i, 2) for i in range(8)], 8)}) == 1
 
 
+@pytest.mark.slow
 def test_no_more_programs_are_compiled_than_were_said(lvr, questions, tmp_path):
     before, lines = generation.program._cache_size(), []
     evaluated(lvr, questions, tmp_path / "x.jsonl", rows=2, programs=3, say=lines.append)

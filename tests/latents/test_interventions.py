@@ -36,6 +36,7 @@ def missing(swept, name) -> list[int]:
     return np.flatnonzero(swept.missing[swept.conditions.index(name)]).tolist()
 
 
+@pytest.mark.slow
 def test_a_directed_donor_has_the_items_kind_and_another_content(swept):
     clean = swept.of("clean")["blocks"]
     for name, same in (("donor_directed", False), ("donor_same_content", True)):

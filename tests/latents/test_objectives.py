@@ -104,6 +104,7 @@ def forward(model, batch: dict, objective: Objective) -> dict:
     return jax.jit(run)(batch)
 
 
+@pytest.mark.slow
 def test_the_perturbed_network_is_the_network():
     batch = batch_of(example())
     added = jnp.zeros((LAYERS, *batch["tokens"].shape, D))
@@ -111,6 +112,7 @@ def test_the_perturbed_network_is_the_network():
     np.testing.assert_allclose(out[0], out[1], atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", [
     Objective(noise=0.1), Objective(distance="cosine", normalisation="sum_of_means", stage_weights=(1.0, 1.0, 2.0)),
     Objective(diversity=0.5), Objective(route="latent_only"), Objective(route="outside_only", attention="bottleneck"),
@@ -155,6 +157,7 @@ def norms(gradient: np.ndarray, where: np.ndarray) -> np.ndarray:
     return np.linalg.norm(gradient, axis=-1)[:, where]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("route, flows", [("latent_only", True), ("outside_only", False)])
 def test_the_routed_gradient_is_exactly_zero_on_the_other_side_at_every_layer(route, flows):
     lvr, _, batch = activation_gradients(route)
@@ -195,6 +198,7 @@ def with_head(kind: str) -> Qwen2_5_VL:
     return Qwen2_5_VL(nnx.Rngs(0), dataclasses.replace(CONFIG, latent_head=kind))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("route", ["latent_only", "outside_only"])
 def test_a_route_by_position_cuts_what_enters_the_last_block_and_nothing_that_it_does_with_it(route):
     """Its queries, output projection and MLP, at the positions that predict, take the gradient of `both`: two routes

@@ -60,6 +60,7 @@ def test_what_does_not_fit_is_not_held_and_rows_that_are_missing_are_not_made_up
     assert Held().read(("a",), 1) is None
 
 
+@pytest.mark.slow
 def test_a_sweep_in_other_batches_reads_nothing_that_is_held(tmp_path):
     conditions = [cond.zero(), cond.replaced("donor"), cond.replaced("oracle")]
     loaded, held = [], Held(1e9)

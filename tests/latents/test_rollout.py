@@ -182,6 +182,7 @@ def same(ours, theirs, rows=slice(None)):
         np.testing.assert_allclose(ours[key][live], theirs[key][live], rtol=0, atol=1e-4 * scale, err_msg=key)
 
 
+@pytest.mark.slow
 def test_a_sweep_is_its_conditions_one_by_one_and_its_items_one_by_one():
     named = named_conditions()
     together, *_ = rolled("lvr", named, bank=bank_of((0, 1, 2)), sources=["other"])

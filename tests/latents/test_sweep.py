@@ -56,6 +56,7 @@ def equal(ours, theirs):
             np.testing.assert_array_equal(mine, value, err_msg=key)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [
     {"batches": [[n] for n in range(8)], "chunk": 1},
     {"batches": [[7, 2, 5], [0, 1, 6], [4, 3]], "chunk": 5, "hold": 0},
@@ -65,6 +66,7 @@ def test_batches_chunks_and_order_do_not_show(how, reference, tmp_path):
     equal(read(tmp_path / "other"), read(reference))
 
 
+@pytest.mark.slow
 def test_eight_devices_give_what_one_gives(reference, tmp_path):
     run = script(tmp_path / "eight", "mesh", XLA_FLAGS=quick.flags(8))
     out, error = run.communicate(timeout=300)
@@ -72,6 +74,7 @@ def test_eight_devices_give_what_one_gives(reference, tmp_path):
     equal(read(tmp_path / "eight"), read(reference))
 
 
+@pytest.mark.slow
 def test_a_sweep_that_is_killed_goes_on_to_identical_files(tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     programs.sweep_into(whole, batches=[range(3), range(3, 6), range(6, 8)])

@@ -102,6 +102,7 @@ def own(aligned):
     return latent & np.array([[True], [True], [False]]) & ~second
 
 
+@pytest.mark.slow
 def test_own_latents_and_their_gradients_equal_those_of_a_python_loop(aligned, own):
     """In fp64: latents that feed latents amplify rounding."""
     batch, x, tokens = aligned

@@ -145,6 +145,7 @@ def test_a_query_that_sees_nothing_gives_zeros_and_passes_no_gradient():
     assert all(np.isfinite(x).all() for x in (dq, dk, dv))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("roles", [None, 3])
 def test_query_blocks_give_the_result_of_one_piece(monkeypatch, causal, roles):
@@ -248,6 +249,7 @@ def packed(*lengths: int, T: int) -> np.ndarray:
     return np.pad(ids, (0, T - len(ids))).astype(np.int32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("causal", [False, True])
 def test_splash_skips_blocks_of_other_segments_and_changes_nothing(monkeypatch, causal):
     """Five blocks of queries, of other sides than those of keys; each row has its own segments, one is all padding."""

@@ -109,6 +109,7 @@ def lengths():
     return [len(p.ids) for p in prompts()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("padding", ["left", "right", "both"])
 def test_padding_is_invisible(padding):
     T = max(lengths()) + 5

@@ -68,6 +68,7 @@ def test_nothing_outside_models_names_a_family():
     assert [path.name for path in above] == ["families.py"]
 
 
+@pytest.mark.slow
 def test_a_second_family_trains(trained):
     losses = [line["loss_total"] for line in metrics(trained) if "loss_total" in line]
     assert np.isfinite(losses).all() and np.mean(losses[-4:]) < 0.7 * np.mean(losses[:4])

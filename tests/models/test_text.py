@@ -66,6 +66,7 @@ def test_blocked_roles_cut_every_path_from_image_to_answer():
     assert distance(cut[0][:, :3], cut[1][:, :3]) > 1e-3
 
 
+@pytest.mark.slow
 def test_stopped_flow_changes_no_value_and_passes_no_gradient():
     x = jax.random.normal(jax.random.key(1), (1, 8, 48), jnp.float64)
     flow = jnp.arange(8)[None] >= 3

@@ -109,6 +109,7 @@ def masked_full(params, patches, same_window, same_frame, rotary_ids):
     return model.vision.merger(x[None])[0], jnp.stack(states)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("grids", GRIDS.values(), ids=GRIDS)
 def test_dense_windows_equal_masked_full_attention(grids):
     """Values of every layer and gradients in pixels and weights; windows come from coordinates, not from the layout."""
@@ -245,6 +246,7 @@ def _golden_encode(params, *images):
     return network(golden_network()[0], params).encode(Images(*images), FP64)[0]
 
 
+@pytest.mark.slow
 def test_remat_changes_nothing_but_memory():
     config, params = tower()
     layout = vision_layout([(1, 6, 10)], window=config.vision.window)

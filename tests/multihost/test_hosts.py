@@ -56,10 +56,12 @@ def test_values_of_all_come_to_all_in_order(tmp_path):
     assert not list(tmp_path.iterdir()), "what was written to try the folder is gone"
 
 
+@pytest.mark.slow
 def test_a_process_that_goes_on_working_is_waited_for(tmp_path):
     assert [status for status, _, _ in scene("works", tmp_path, 2, LVR_JAX_PATIENCE="2")] == [0, 0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, count, status, said", [
     ("differs", 3, 2, "the hosts disagree on config.seed: process 0 has 0, process 1 has 1; expected the same on all"),
     ("private", 2, 2, "process 1 of 2 does not see what process 0 writes there, expected gs:// or a folder that all"),

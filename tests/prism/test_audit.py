@@ -105,6 +105,7 @@ def test_probes_read_the_answer_at_the_latents_of_all_three(analyses):
         assert pair["last_latent"]["accuracy"] > 0.85 and pair["answer"]["accuracy"] > 0.85
 
 
+@pytest.mark.slow
 def test_teacher_forcing_takes_pictures_that_were_encoded_already(tmp_path):
     """Targets are the encoded pictures themselves: twice what is held is twice the targets."""
     c = config(**{

@@ -30,6 +30,7 @@ def photo(tmp_path):
     return str(tmp_path / "photo.png")
 
 
+@pytest.mark.slow
 def test_the_answer_the_latents_and_the_table_are_printed_and_drawn(tmp_path, capsys):
     """Scene 0 is answered right; zeros in the latents' place take the word away, another scene's latents are named."""
     drawing = tmp_path / "answer.png"

@@ -55,6 +55,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_help_text_work(tmp_path, hf):
     for arguments in (["to-flax", "hf", "flax", "--verify"], ["to-hf", "flax", "again"]):
         command = [sys.executable, ROOT / "tools" / "convert.py", *arguments]

@@ -48,6 +48,7 @@ def config(**changes):
     return from_config.DataConfig.read(fields | changes)
 
 
+@pytest.mark.slow
 def test_a_config_becomes_pictures_and_token_tables(tmp_path):
     done = inspect_data(*CONFIG, "--config.data.sources.digits.mask_box=True", "--index", "0,3", "--output", tmp_path)
     assert done.returncode == 0, done.stderr

@@ -254,6 +254,7 @@ def test_a_request_refused_for_good_ends_keep(pod):
     assert status == 2 and "PERMISSION_DENIED" in err and len(pod.said(" create ")) == 1
 
 
+@pytest.mark.slow
 def test_a_request_refused_for_now_is_made_again_a_few_times(pod):
     pod.scene(refused=[QUOTA] * 2, **NEW)
     status, _, err = pod.run("keep", "true")
@@ -276,6 +277,7 @@ def test_a_slice_that_failed_is_deleted_and_asked_for_again(pod):
     assert len(pod.said(" delete ")) == len(pod.said(" create ")) == 1
 
 
+@pytest.mark.slow
 def test_a_preemption_that_the_service_does_not_know_of_yet_is_waited_out(pod):
     """Hosts are gone at the tenth ssh; the slice reads ACTIVE, then its node PREEMPTED; a new one finishes the run."""
     lag = {"wiped": True, "dropped": 30, "nodes": ["READY", "READY", "READY", "PREEMPTED"]}
@@ -285,6 +287,7 @@ def test_a_preemption_that_the_service_does_not_know_of_yet_is_waited_out(pod):
     assert len(pod.said(" delete ")) == len(pod.said(" create ")) == 1 and len(pod.said("host_begin")) == 2
 
 
+@pytest.mark.slow
 def test_a_notice_stops_the_run_and_the_next_slice_finishes_it(pod):
     """The command ends with 143 on all hosts while they still answer; then the slice is SUSPENDED."""
     stopped = ("bash", "-c", 'mkdir "$STORE/begun_$STAND_IN_HOST" 2>/dev/null || exit 0; kill -TERM $PPID; exit 143')
@@ -294,18 +297,21 @@ def test_a_notice_stops_the_run_and_the_next_slice_finishes_it(pod):
     assert status == 0 and "lvr was preempted" in err and len(pod.said("host_begin")) == 2
 
 
+@pytest.mark.slow
 def test_a_broken_connection_is_followed_again_and_starts_nothing(pod):
     pod.scene(**ACTIVE, at={"5": {"dropped": 7}})
     status, _, err = pod.run("keep", "bash", "-c", "sleep 3")
     assert status == 0 and len(pod.said("host_begin")) == 1 and not pod.said(" delete ")
 
 
+@pytest.mark.slow
 def test_hosts_that_were_started_anew_begin_again(pod):
     pod.scene(**ACTIVE, at={"6": {"restarted": True}})
     status, _, err = pod.run("keep", *TWICE)
     assert status == 0 and "hosts were started anew" in err and len(pod.said("host_begin")) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("status", [1, 2])
 def test_a_command_that_fails_by_itself_ends_keep_with_its_status_and_log(pod, status):
     pod.scene(**ACTIVE)
@@ -328,6 +334,7 @@ def test_the_doctor_says_what_one_host_has_found(pod):
     assert status == 0 and "host0: all is well" in out and "host1: all is well" in out
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_without_the_machine_that_started_it(pod):
     pod.scene(**ACTIVE)
     assert pod.run("setup")[0] == 0
@@ -342,6 +349,7 @@ def test_a_run_goes_on_without_the_machine_that_started_it(pod):
     assert "host1: a b c d" in pod.run("logs")[1]
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_is_no_success(pod):
     pod.scene(**ACTIVE)
     text = 'trap "exit 143" TERM; touch "$STORE/on_$STAND_IN_HOST"; while :; do sleep 0.1; done'

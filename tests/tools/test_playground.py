@@ -40,6 +40,7 @@ def rows(answer):
     return {row.condition: row for row in answer.rows}
 
 
+@pytest.mark.slow
 def test_a_row_is_what_the_sweep_says(opened, answer):
     names = ["zero", "first_repeat", "answer_blind_to_latents", "markers_only"]
     swept, found = opened.model.sweep(item(), names), rows(answer)

@@ -360,6 +360,7 @@ Workers(Path({here!r}), 1).run([Job(n, "train", ({here!r} + f"/{{n}}.py",), (), 
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number, saved", [(signal.SIGTERM, True), (signal.SIGKILL, False)])
 def test_a_study_that_is_ended_ends_its_processes_and_begins_nothing_more(tmp_path, number, saved):
     """SIGTERM reaches the program, which saves; of a study that is killed nothing goes on that would hold a lock."""

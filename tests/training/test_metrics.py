@@ -62,6 +62,7 @@ def test_what_a_full_disk_refused_is_written_later(tmp_path, monkeypatch):
     assert steps((tmp_path / "metrics.jsonl").read_text()) == [1, 2, 3]
 
 
+@pytest.mark.slow
 def test_lines_and_events_arrive_in_a_bucket_and_go_on_there(store):
     for start, last in ((0, 3), (2, 4)):
         writer = Writer("gs://bucket/run", start=start)

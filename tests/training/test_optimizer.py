@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CASE = ROOT / "tests/golden/cases/H_train5_lvr.npz"
 
 
+@pytest.mark.slow
 def test_five_steps_equal_the_reference():
     """Golden case H: losses, gradient norms, rates, decay groups, what was trained and how far it moved."""
     sys.path.insert(0, str(ROOT / "tools"))

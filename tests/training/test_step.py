@@ -36,6 +36,7 @@ def batch_of(experiment: Experiment) -> dict:
     return to_device(next(rows).arrays, experiment.rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", CUTS)
 def test_micro_batches_give_the_gradient_of_the_whole_batch(variant):
     """Also of what is drawn: noise and targets belong to a row, and every mean to the whole batch."""
@@ -56,6 +57,7 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(variant):
         np.testing.assert_allclose(flat(cut)[path], x, atol=2e-5 * scale + 1e-9, rtol=0, err_msg=path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["lvr", "p_lvr_3", "bottleneck", "outside_only_gradient", "lvr_pooled"])
 def test_questions_that_share_a_picture_give_the_gradient_of_the_questions_one_by_one(variant):
     """Whatever is masked, routed, pooled or kept apart: branches are a layout and nothing else."""
@@ -123,6 +125,7 @@ def two_steps():
     return experiment, before, jax.device_get(state), jax.device_get(metrics)
 
 
+@pytest.mark.slow
 def test_frozen_parameters_are_bit_identical_and_trained_ones_all_move(two_steps):
     _, before, after, _ = two_steps
     assert all(path.startswith("vision/") for path in flat(before.frozen)) and len(flat(before.frozen)) > 10

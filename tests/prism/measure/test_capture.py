@@ -74,6 +74,7 @@ def test_captured_states_equal_the_reference(tmp_path):
     np.testing.assert_allclose(found.at("reinjected")[0], case["injected_latents"].mean(0), atol=0.1)
 
 
+@pytest.mark.slow
 def test_items_without_latents_are_kept_and_flagged(folder):
     found = capture.read(folder)
     assert found.items == [f"item{n}" for n in range(5)]

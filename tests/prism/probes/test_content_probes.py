@@ -44,6 +44,7 @@ def found():
     return content.read_content(captured(asked), asked, "auto", **HOW)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("probe", ["closed", "options"])
 def test_a_word_is_found_where_it_stands_and_nowhere_else(found, probe):
     grid = found[probe]

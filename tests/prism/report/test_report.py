@@ -221,6 +221,7 @@ def test_the_grid_has_every_condition_once_and_refuses_unknown_names():
         corruptions.grid(("nought",), (), (), (), (), 1)
 
 
+@pytest.mark.slow
 def test_a_report_without_pictures_of_items_is_whole_and_needs_no_network(tmp_path):
     runs = [analysis("one <b>", found(0.3)), analysis("two", found(0.0, seed=1))]
     path = report.write([None, None], runs, tmp_path / "report")
