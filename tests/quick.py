@@ -4,7 +4,10 @@ What programs compute is compared, not how fast they do. `conftest.py` says so t
 process, and by inheritance to the processes it starts; `flags` are for those that need a number of devices.
 """
 
+import hashlib
 import os
+import platform
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,14 +22,12 @@ ONE_MODULE = "--xla_cpu_parallel_codegen_split_count=1"
 # programs that share a part may then round it apart: those that have to agree bit for bit are compiled with FUSED.
 HAS_EMITTERS = JAXLIB < (0, 11)
 UNFUSED = ("--xla_cpu_use_fusion_emitters=false",) if HAS_EMITTERS else ()
-# A tenth of what tests compute: two threads wait for each other more than they share, and other tests have the other core.
-ONE_CORE = "--xla_cpu_multi_thread_eigen=false"
-OPTIONS = (LEVEL, "--xla_llvm_disable_expensive_passes=true", ONE_MODULE, ONE_CORE, *UNFUSED)
+OPTIONS = (LEVEL, "--xla_llvm_disable_expensive_passes=true", ONE_MODULE, *UNFUSED)
 FUSED = {"xla_cpu_use_fusion_emitters": True} if HAS_EMITTERS else {}
 # Of a program that computes for longer than all this saves.
 OPTIMIZED = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False, **FUSED}
 PROGRAMS = "JAX_COMPILATION_CACHE_DIR"
-ROOM = 2 * 2**30    # bytes of programs that are kept; the suite makes an eighth
+ROOM = 2 * 2**30    # bytes of programs that are kept; the suite makes a twentieth
 # Threads of linear algebra wait for each other by spinning: with two of them tests of probes take twice the time.
 ONE_THREAD = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 # AVX2, say: instructions that programs keep to, as if the processor had no more.
@@ -53,12 +54,20 @@ def begin(folder: Path) -> None:
     for name in ONE_THREAD:
         os.environ.setdefault(name, "1")
     if PROGRAMS not in os.environ:
-        os.environ[PROGRAMS] = str(folder / "programs")
-        tidy(folder / "programs")
+        programs = folder / f"programs-{_processor()}"
+        os.environ[PROGRAMS] = str(programs)
+        tidy(programs)
     if sys.dont_write_bytecode:
         os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
         sys.dont_write_bytecode = False
         os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix = str(folder / "bytecode")
+
+
+def _processor() -> str:
+    """A name for its instructions: where machines share a checkout, each has programs that it can run."""
+    said = Path("/proc/cpuinfo")
+    found = re.findall(r"^(?:flags|Features)\s*:(.*)$", said.read_text(), re.MULTILINE) if said.exists() else []
+    return hashlib.sha256(f"{platform.machine()} {found[:1]}".encode()).hexdigest()[:8]
 
 
 def tidy(programs: Path) -> None:

@@ -18,6 +18,12 @@ def current_mesh() -> AbstractMesh:
     return jax.sharding.get_abstract_mesh()
 
 
+def on_one_device() -> bool:
+    """Whether nothing is cut over devices."""
+    mesh = current_mesh()
+    return mesh.empty or mesh.size == 1
+
+
 def row_axes(rows: int) -> tuple[str, ...]:
     """Mesh axes that a batch of `rows` rows is sharded over; none if the number of rows does not divide."""
     mesh = current_mesh()

@@ -2,9 +2,10 @@
 
 `lvr` of the default study: 32 questions a step, drawn, encoded, packed and trained on by one process of one thread. The
 baseline is kept here: a picture and a sequence for each question, unembedding of every token in chunks of 256, columns
-of a sequence broadcast part by part, digits blended one by one, a layout for each row, and the system's allocator as it
-is. Both sides see the same questions about the same pictures, take turns, and must have equal losses. Processor
-seconds, so that other work on the machine changes little; load and wall seconds stand beside them.
+of a sequence broadcast part by part, digits blended one by one, a layout for each row, cosines of positions in every
+layer, and the system's allocator as it is. Both sides see the same questions about the same pictures, take turns, and
+must have equal losses. Processor seconds, so that other work on the machine changes little; load and wall seconds stand
+beside them.
 """
 
 import argparse
@@ -135,6 +136,7 @@ def _as_before(c) -> None:
 
     from lvr_jax.data import chat, digit_pictures, digit_scenes, from_config
     from lvr_jax.models import cross_entropy, layout
+    from lvr_jax.models.qwen2_5_vl import rope
 
     count, room = c.branches.count, c.branches.shared + c.branches.each
     c.objective.chunk = 256
@@ -193,6 +195,7 @@ def _as_before(c) -> None:
 
     chat._Sequence, digit_scenes.paint, cross_entropy._over_gathered = Sequence, paint, over_chunks
     layout._vision_layout = layout._vision_layout.__wrapped__
+    rope._cos_and_sin = lambda angles, unrolled: (jnp.cos(angles), jnp.sin(angles))
 
 
 if __name__ == "__main__":

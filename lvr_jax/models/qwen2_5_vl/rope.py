@@ -8,30 +8,47 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lvr_jax.models.placement import on_one_device
 from lvr_jax.models.precision import at_least_fp32
 from lvr_jax.models.splash_attention import LANES
 
 
 def vision_table(
-    rotary_ids: jax.Array, head_width: int, theta: float = 1e4, dtype=jnp.float32
+    rotary_ids: jax.Array, head_width: int, theta: float = 1e4, dtype=jnp.float32, *, unrolled: bool = False
 ) -> tuple[jax.Array, jax.Array]:
-    """Row and column ids [..., 2] -> cos, sin [..., H]: H/4 row frequencies, H/4 column frequencies, and both again."""
+    """Row and column ids [..., 2] -> cos, sin [..., H]: H/4 row frequencies, H/4 column frequencies, and both again.
+
+    unrolled: for layers that are no loop.
+    """
     frequencies = theta ** -(jnp.arange(0, head_width // 2, 2, dtype=dtype) / (head_width // 2))  # [H/4]
     angles = rotary_ids[..., None].astype(dtype) * frequencies  # [..., 2, H/4]
     angles = angles.reshape(*rotary_ids.shape[:-1], head_width // 2)
     angles = jnp.concatenate([angles, angles], -1)
-    return jnp.cos(angles), jnp.sin(angles)
+    return _cos_and_sin(angles, unrolled)
 
 
 def mrope_table(
-    positions: jax.Array, head_width: int, section: tuple[int, int, int], theta: float, dtype=jnp.float32
+    positions: jax.Array, head_width: int, section: tuple[int, int, int], theta: float, dtype=jnp.float32, *,
+    unrolled: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
-    """Positions [B, 3, T] -> cos, sin [B, T, H]; a frequency turns with its section's axis (time, height, width)."""
+    """Positions [B, 3, T] -> cos, sin [B, T, H]; a frequency turns with its section's axis (time, height, width).
+
+    unrolled: for layers that are no loop.
+    """
     frequencies = theta ** -(jnp.arange(0, head_width, 2, dtype=dtype) / head_width)  # [H/2]
     axis = jnp.repeat(jnp.arange(3), jnp.array(section), total_repeat_length=head_width // 2)
     angles = jnp.moveaxis(positions, 1, -1)[..., axis].astype(dtype) * frequencies  # [B, T, H/2]
     angles = jnp.concatenate([angles, angles], -1)
-    return jnp.cos(angles), jnp.sin(angles)
+    return _cos_and_sin(angles, unrolled)
+
+
+def _cos_and_sin(angles: jax.Array, unrolled: bool) -> tuple[jax.Array, jax.Array]:
+    """Of angles [B, ...]. XLA for CPUs would compute them anew in every unrolled layer and for every head, a twelfth of
+    a step of the tiny network, if they were not the results of a loop (2026-11, jax 0.10.2)."""
+    work = lambda angles: (jnp.cos(angles), jnp.sin(angles))  # noqa: E731
+    if not (unrolled and on_one_device()):
+        return work(angles)
+    return jax.lax.platform_dependent(angles, cpu=lambda angles: jax.lax.map(work, angles), default=work)
 
 
 def rotate(x: jax.Array, table: tuple[jax.Array, jax.Array]) -> jax.Array:

@@ -15,7 +15,7 @@ from flax import nnx
 from lvr_jax.models.attention import Keys, Queries, attention
 from lvr_jax.models.chosen_rows import add_where
 from lvr_jax.models.layers import Compute, SwiGLU, flat, ones, rms_norm, scan_blocks, stack, weight, zeros
-from lvr_jax.models.placement import current_mesh
+from lvr_jax.models.placement import on_one_device
 from lvr_jax.models.precision import at_least_fp32
 from lvr_jax.models.qwen2_5_vl.config import TextConfig
 from lvr_jax.models.qwen2_5_vl.rope import mrope_table, rotate
@@ -119,12 +119,15 @@ class Decoder(nnx.Module):
         """
         c = self.config
         x = x.astype(compute.dtype)
-        table = mrope_table(tokens.positions, c.head_width, c.mrope_section, c.rope_theta, at_least_fp32(compute.dtype))
+        table = mrope_table(
+            tokens.positions, c.head_width, c.mrope_section, c.rope_theta, at_least_fp32(compute.dtype),
+            unrolled=compute.unroll > 1,
+        )  # fmt: skip
         if override is not None:
             x = override.put(x, override.values[0], override.mask[0])
         embedded = x
 
-        if not (current_mesh().empty or current_mesh().size == 1):
+        if not on_one_device():
             read = None     # rows that are cut over devices would have to be gathered to choose among them
         in_place = read if keep_cache else None
 

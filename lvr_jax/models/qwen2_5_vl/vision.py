@@ -149,7 +149,9 @@ class VisionTower(nnx.Module):
         """
         c = self.config
         x = self.embed(patches).astype(compute.dtype)
-        table = vision_table(rotary_ids, c.head_width, dtype=at_least_fp32(compute.dtype))
+        table = vision_table(
+            rotary_ids, c.head_width, dtype=at_least_fp32(compute.dtype), unrolled=compute.unroll > 1
+        )
         full = jnp.array([i in c.full_attention_layers for i in range(c.depth)])
 
         def step(block, x, full):
