@@ -72,10 +72,11 @@ def batch_of(*rows, budget: Budget | None = None) -> dict:
 
 @functools.cache
 def network() -> Qwen2_5_VL:
-    model = Qwen2_5_VL(nnx.Rngs(0), CONFIG)
-    # Ten times the usual initialisation: attention that is nearly uniform would let an error pass as rounding.
-    state = jax.tree.map(lambda x: x * 10 if x.ndim > 1 else x, nnx.state(model))
-    nnx.update(model, state)
+    with jax.ensure_compile_time_eval():        # the first who asks may be a traced function
+        model = Qwen2_5_VL(nnx.Rngs(0), CONFIG)
+        # Ten times the usual initialisation: attention that is nearly uniform would let an error pass as rounding.
+        state = jax.tree.map(lambda x: x * 10 if x.ndim > 1 else x, nnx.state(model))
+        nnx.update(model, state)
     return model
 
 

@@ -1,4 +1,4 @@
-"""Cosines and sines of positions are the same for layers in a loop and for unrolled ones, and computed once for both."""
+"""Cosines and sines of positions are the same for layers in a loop and for unrolled ones, and computed once."""
 
 import jax
 import jax.numpy as jnp
