@@ -4,6 +4,7 @@ alone test files that cannot be imported here: parity tests need torch, the brow
 import collections
 import gc
 import importlib.util
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -16,14 +17,22 @@ def pytest_configure(config):
     """Workers of pytest-xdist inherit the folder of compiled programs from the process that starts them;
     `--cache-clear` empties it, and without pytest's cache it lasts one session."""
     if not hasattr(config, "workerinput"):
-        if hasattr(config, "cache"):
-            folder = config.cache.mkdir("compiled")
-        else:
+        folder = _kept(config)
+        if folder is None:
             temporary = tempfile.TemporaryDirectory(prefix="lvr_jax_tests_")
             config.add_cleanup(temporary.cleanup)
             folder = Path(temporary.name)
         quick.begin(folder)
     gc.set_threshold(20_000)    # what JAX traces lives on: a tenth of the time went into looking at it again
+
+
+def _kept(config) -> Path | None:
+    """A folder in pytest's cache; None without one, or in a checkout that can only be read."""
+    try:
+        folder = config.cache.mkdir("compiled") if hasattr(config, "cache") else None
+    except OSError:
+        return None
+    return folder if folder and os.access(folder, os.W_OK) else None
 
 
 @pytest.hookimpl(optionalhook=True)
