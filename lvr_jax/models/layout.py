@@ -51,6 +51,11 @@ def window_count(grid: Sequence[int], merge: int = 2, window: int = 4) -> int:
     return t * -(-h // merge // window) * -(-w // merge // window)
 
 
+def _check_grid(t: int, h: int, w: int, merge: int) -> None:
+    if min(t, h, w) < 1 or h % merge or w % merge:
+        raise LayoutError(f"grid {(t, h, w)}: height and width must be positive multiples of {merge} patches")
+
+
 def vision_layout(
     grids: np.ndarray, *, merge: int = 2, window: int = 4, budget: int | None = None
 ) -> VisionLayout:
@@ -70,8 +75,7 @@ def _vision_layout(grids: tuple[tuple[int, ...], ...], merge: int, window: int, 
     patch_slots, merged_slots, frames, ids = [], [], [], []
     windows = frame = 0
     for t, h, w in grids:
-        if min(t, h, w) < 1 or h % merge or w % merge:
-            raise LayoutError(f"grid {(t, h, w)}: height and width must be positive multiples of {merge} patches")
+        _check_grid(t, h, w, merge)
         across = -(-(w // merge) // window)
         down = -(-(h // merge) // window)
         f, r, c = np.meshgrid(np.arange(t), np.arange(h // merge), np.arange(w // merge), indexing="ij")
@@ -142,10 +146,11 @@ def mrope_positions(
     positions = np.empty((3, len(tokens)), np.int32)
     at = start = used = 0  # index of the next token, position that it gets, placeholders so far
     for t, h, w in np.asarray(grids, np.int64).reshape(-1, 3).tolist():
+        _check_grid(t, h, w, merge)
         count = t * h * w // merge**2
         own = placeholders[used : used + count]
         first = int(own[0]) if len(own) else len(tokens)
-        if not 0 < count == len(own) or own[-1] != first + count - 1:
+        if len(own) < count or own[-1] != first + count - 1:
             raise LayoutError(f"grid {(t, h, w)} needs {count} placeholders from token {first} on")
         positions[:, at:first] = np.arange(start, start + first - at)
         start += first - at

@@ -153,6 +153,7 @@ def test_a_long_video_pushes_the_next_position_but_not_the_text_after_it_in_tran
             "token 3 is a placeholder without a grid",
         ),
         (lambda: mrope_positions([1, 2], [(1, 2, 2)], image_token_id=IMAGE), "needs 1 placeholders from token 2 on"),
+        (lambda: mrope_positions([1, 2], [(1, 0, 2)], image_token_id=IMAGE), r"grid \(1, 0, 2\): .*positive"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_line(call, message):
