@@ -10,10 +10,12 @@ any sharding.
 
 import contextlib
 import dataclasses
+import inspect
 import logging as standard_logging
 import math
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -156,16 +158,21 @@ def _is_no_traceback_of_orbax(record) -> bool:
 
 
 def _is_no_task_of_orbax(record) -> bool:
-    """Of several writes that fail Orbax raises the first; asyncio prints each of the others when it is forgotten, some
-    after the last line of a program."""
-    said = record.getMessage()
-    return not ("exception was never retrieved" in said and "orbax" in said)
+    """Of several reads or writes that fail Orbax raises the first; asyncio prints each of the others when it is
+    forgotten, some after the last line of a program."""
+    if "exception was never retrieved" not in record.getMessage() or not record.exc_info:
+        return True
+    raised_in = traceback.walk_tb(record.exc_info[2])
+    return not any("orbax" in frame.f_code.co_filename for frame, _ in raised_in)
 
 
 def _without_late_reads_and_writes(unraisable) -> None:
     """What ends after another part has failed finds Orbax's event loop closed, and TensorStore's threads print each of
-    them (tensorstore 0.1.86). The first failure is raised."""
-    if not (unraisable.exc_type is RuntimeError and str(unraisable.exc_value) == "Event loop is closed"):
+    them (tensorstore 0.1.86); a read of Orbax that is still waiting then makes an error of being forgotten (orbax
+    0.12.8). The first failure is raised."""
+    late = unraisable.exc_type is RuntimeError and str(unraisable.exc_value) == "Event loop is closed"
+    forgotten = inspect.iscoroutine(unraisable.object) and "orbax" in unraisable.object.cr_code.co_filename
+    if not (late or forgotten):
         sys.__unraisablehook__(unraisable)
 
 

@@ -97,14 +97,24 @@ def test_a_failed_save_prints_nothing_but_its_line(tmp_path, monkeypatch):
         for said, shown in (("Event loop is closed", False), ("something else", True)):
             printed = []
             monkeypatch.setattr(sys, "__unraisablehook__", printed.append)
-            error = types.SimpleNamespace(exc_type=RuntimeError, exc_value=RuntimeError(said))
+            error = types.SimpleNamespace(exc_type=RuntimeError, exc_value=RuntimeError(said), object=None)
             orbax_io._without_late_reads_and_writes(error)
             assert bool(printed) == shown
         for folder, shown in (("orbax", False), ("mine", True)):
             printed = []
+            monkeypatch.setattr(sys, "__unraisablehook__", printed.append)
+            coroutine = _written_in(f"/lib/{folder}/serialization.py")()
+            error = types.SimpleNamespace(exc_type=Exception, exc_value=Exception("damaged"), object=coroutine)
+            orbax_io._without_late_reads_and_writes(error)
+            coroutine.close()
+            assert bool(printed) == shown
+        for folder, shown in (("orbax", False), ("mine", True)):
+            printed = []
             monkeypatch.setattr(standard_logging.getLogger("asyncio"), "handle", _kept_by_filters(printed))
-            asyncio.run(_forgotten(f"/lib/{folder}/serialization.py"))
-            assert [said.partition("\n")[0] for said in printed] == ["Task exception was never retrieved"] * shown
+            for together, name in ((False, "Task"), (True, "_GatheringFuture")):
+                printed.clear()
+                asyncio.run(_forgotten(f"/lib/{folder}/serialization.py", together))
+                assert [said.partition("\n")[0] for said in printed] == [f"{name} exception was never retrieved"] * shown
     finally:
         keeper.close()
 
@@ -113,11 +123,18 @@ def _kept_by_filters(printed: list):
     return lambda record: standard_logging.getLogger("asyncio").filter(record) and printed.append(record.getMessage())
 
 
-async def _forgotten(path: str) -> None:
-    """A task that fails and that nobody asks, of a coroutine written in the file `path`."""
+def _written_in(path: str):
+    """A coroutine function that fails, of the file `path`."""
     named: dict = {}
     exec(compile("async def write():\n    raise ValueError('no access')", path, "exec"), named)
-    task = asyncio.ensure_future(named["write"]())
+    return named["write"]
+
+
+async def _forgotten(path: str, together: bool) -> None:
+    """A task that fails and that nobody asks, alone or gathered, of a coroutine written in the file `path`."""
+    task = asyncio.ensure_future(_written_in(path)())
+    if together:
+        task = asyncio.gather(task)
     await asyncio.wait([task])
     del task
     gc.collect()
