@@ -114,7 +114,8 @@ def test_a_failed_save_prints_nothing_but_its_line(tmp_path, monkeypatch):
             for together, name in ((False, "Task"), (True, "_GatheringFuture")):
                 printed.clear()
                 asyncio.run(_forgotten(f"/lib/{folder}/serialization.py", together))
-                assert [said.partition("\n")[0] for said in printed] == [f"{name} exception was never retrieved"] * shown
+                first_lines = [said.partition("\n")[0] for said in printed]
+                assert first_lines == [f"{name} exception was never retrieved"] * shown
     finally:
         keeper.close()
 
