@@ -35,6 +35,14 @@ def _kept(config) -> Path | None:
     return folder if folder and os.access(folder, os.W_OK) else None
 
 
+@pytest.fixture(scope="session")
+def two_layers_checkpoint(tmp_path_factory):
+    """A folder of Hugging Face's layout, for programs whose results do not depend on what was learnt."""
+    import two_layers
+
+    return two_layers.checkpoint(tmp_path_factory.mktemp("base") / two_layers.NAME)
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
     """Whole files, as workers that share one would each make what its tests share; in the order of the collection."""

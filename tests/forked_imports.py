@@ -33,9 +33,12 @@ def adopt(environment: Mapping[str, str]) -> None:
     for name in {*environment, *os.environ}:
         flag = name.lower()
         if name.startswith("JAX_") and environment.get(name) != os.environ.get(name) and flag in jax.config.values:
-            if not isinstance(jax.config.values[flag], str | None):
+            held, value = jax.config.values[flag], environment.get(name)
+            if isinstance(held, float) and value is not None:
+                value = float(value)
+            elif not isinstance(held, str | None):
                 raise NotImplementedError(f"{name} of a forked program")
-            jax.config.update(flag, environment.get(name))
+            jax.config.update(flag, value)
     os.environ.clear()
     os.environ.update(environment)
     sys.path[:] = ["", *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep)), *PATH]

@@ -5,6 +5,7 @@ process, and by inheritance to the processes it starts; `flags` are for those th
 """
 
 import hashlib
+import importlib.util
 import os
 import platform
 import re
@@ -12,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import jaxlib
 from jaxlib.version import __version_info__ as JAXLIB
 
 # A third of the time.
@@ -46,7 +48,8 @@ def flags(devices: int = 1, options: Sequence[str] = OPTIONS) -> str:
 def begin(folder: Path) -> None:
     """Sets the environment of this process before JAX starts; the folder outlasts the session.
 
-    Where Python is told to write no bytecode, each process would compile the modules of JAX anew, 5 s of its start.
+    Where Python is told to write no bytecode and none was installed, each process would compile the modules of JAX
+    anew, 5 s of its start. What was installed would not be looked for in another place.
     """
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     os.environ.setdefault("XLA_FLAGS", flags())
@@ -57,7 +60,7 @@ def begin(folder: Path) -> None:
         programs = folder / f"programs-{_processor()}"
         os.environ[PROGRAMS] = str(programs)
         tidy(programs)
-    if sys.dont_write_bytecode:
+    if sys.dont_write_bytecode and not os.path.exists(importlib.util.cache_from_source(jaxlib.__file__)):
         os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
         sys.dont_write_bytecode = False
         os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix = str(folder / "bytecode")

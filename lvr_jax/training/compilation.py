@@ -11,6 +11,7 @@ def use_compilation_cache(setting: str, workdir: str | os.PathLike) -> None:
     """setting: a folder, "" for none, or "auto": JAX_COMPILATION_CACHE_DIR if that is set, else WORKDIR/compilation on
     a remote store and a folder of the user's otherwise.
 
+    Programs that took a second to compile are kept, or whatever JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS says.
     JAX writes a program from process 0 only, so a folder that other hosts do not see leaves them to compile theirs.
     """
     if setting == "auto":
@@ -20,4 +21,5 @@ def use_compilation_cache(setting: str, workdir: str | os.PathLike) -> None:
         setting = f"{workdir.rstrip('/')}/compilation" if "://" in workdir else LOCAL
     if setting:
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser(setting))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+        if not os.environ.get("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)

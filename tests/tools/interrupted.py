@@ -22,7 +22,7 @@ from forked import Process
 
 ROOT = Path(__file__).parents[2]
 TINY_LVR, TOKENIZER = "lvr_jax/assets/tiny_lvr", "tests/golden/tokenizer.json"
-SOURCE = "source"   # beside the outputs: TINY_LVR in our own layout
+SOURCE, QUICK = "source", "quick"     # beside the outputs: TINY_LVR in our own layout, and a base of two layers
 LONGEST = 600       # seconds, of a run on a busy machine
 HEEDED = 60         # seconds from a stop signal to the end
 
@@ -92,9 +92,9 @@ def page(out: Path) -> dict[str, object]:
 # The table ------------------------------------------------------------------------------------------------------------
 
 
-def _config(program: str, config: str, place: str, **fields) -> Callable[[Path], list[str]]:
+def _config(program: str, config: str, out: Path, **fields) -> list[str]:
     given = [f"--config.{name.replace('__', '.')}={value}" for name, value in fields.items()]
-    return lambda out: [program, "--config", f"configs/{config}", *given, place, str(out)]
+    return [program, "--config", f"configs/{config}", *given, "--workdir", str(out)]
 
 
 def _evaluation(out: Path) -> list[str]:
@@ -114,16 +114,19 @@ def _port(out: Path) -> int:
 
 PROGRAMS = {
     "train": Program(
-        _config("train", "lvr.py:tiny", "--workdir", steps=6, rows=2, data__sources__digits__size=40,
-                data__prefetch=0, data__lookahead=4, data__tokens=256, data__windows=2, data__max_per_row=2,
-                held_out__every=0, checkpoint__every=1, log__every=1, log__progress=False, log__tensorboard=False),
+        lambda out: _config(
+            "train", "lvr.py:tiny", out, init__checkpoint=out.parent / QUICK, steps=6, rows=2,
+            data__sources__digits__size=40, data__prefetch=0, data__lookahead=4, data__tokens=256, data__windows=2,
+            data__max_per_row=2, held_out__every=0, checkpoint__every=1, log__every=1, log__progress=False,
+            log__tensorboard=False),
         training, 143, r"train: stopped by SIGTERM; the same command goes on from here"
                        r"|\S+: stopped and saved at step \d+ of 6"),
     "evaluate": Program(_evaluation, files("*.jsonl")),
     "prism": Program(
-        _config("prism", "prism.py:light", "--workdir", checkpoint=TINY_LVR, benchmark="digit_search",
-                options="size=6, options=2", budget=2, rows=3, switches="max_new_tokens=8", draws=100, gallery=0,
-                conditions__names="zero,donor", probes__controls=2, alignment__count=6),
+        lambda out: _config(
+            "prism", "prism.py:light", out, checkpoint=TINY_LVR, benchmark="digit_search", options="size=6, options=2",
+            budget=2, rows=3, switches="max_new_tokens=8", draws=100, gallery=0, conditions__names="zero,donor",
+            probes__controls=2, alignment__count=6),
         files("report/**/*.json", "report/**/*.csv", "report/*.html", "**/*.npz")),
     "convert to-flax": Program(
         lambda out: ["convert", "to-flax", TINY_LVR, str(out / "flax"), "--verify"],
@@ -133,10 +136,10 @@ PROGRAMS = {
         says=r"convert: stopped by SIGTERM; nothing was kept", again=False),
     "inspect_data": Program(_inspection, files("*.png", "*.txt")),
     "reproduce": Program(
-        lambda out: ["reproduce", "--workdir", str(out), "--config.train.steps=2", "--config.train.rows=2",
-                     "--config.questions=6", "--config.audited=6", "--config.draws=100", "--config.runs.plain=lvr",
-                     "--config.runs.controls=", "--config.runs.believed=", "--config.runs.bottleneck=",
-                     "--config.runs.masked=", "--config.light=plain", "--config.sigmas=1.0", "--config.workers=1"],
+        lambda out: _config(
+            "reproduce", "reproduce.py", out, checkpoint=out.parent / QUICK, train__steps=2, train__rows=2, questions=6,
+            audited=6, draws=100, runs__plain="lvr", runs__controls="", runs__believed="", runs__bottleneck="",
+            runs__masked="", light="plain", sigmas=1.0, workers=1),
         files("report/tables/*", "report/*.json")),
     "playground": Program(
         lambda out: ["playground", "--checkpoint", TINY_LVR, "--port", str(_port(out)), "--budget", "2",

@@ -46,9 +46,15 @@ def store():
 
 
 @pytest.fixture(scope="module")
-def trained(store):
+def train(two_layers_checkpoint):
+    return *TRAIN, f"--config.init.checkpoint={two_layers_checkpoint}"
+
+
+@pytest.fixture(scope="module")
+def trained(store, train):
     # Without a folder of its own for compiled programs JAX keeps them in the bucket.
-    status, out, err = tool(store, *TRAIN, "--workdir", "gs://bucket/run", JAX_COMPILATION_CACHE_DIR="")
+    status, out, err = tool(store, *train, "--workdir", "gs://bucket/run", JAX_COMPILATION_CACHE_DIR="",
+                            JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0.3")  # fmt: skip
     assert status == 0 and "finished at step 4 of 4" in out, err
     return dict(store.objects)
 
@@ -62,11 +68,11 @@ def test_a_run_in_a_bucket_leaves_everything_there(store, trained):
 
 
 @pytest.mark.slow
-def test_it_goes_on_there_and_finishes_an_export_that_was_killed(store, trained):
+def test_it_goes_on_there_and_finishes_an_export_that_was_killed(store, train, trained):
     """As after a kill between checkpoint and export's marker: the last checkpoint is gone, the export is half there."""
     for name in store.names("run/checkpoints/4/") + ["run/export/lvr_jax.json"] + store.names("run/export/hf/")[:1]:
         store.delete(name)
-    status, out, err = tool(store, *TRAIN, "--workdir", "gs://bucket/run")
+    status, out, err = tool(store, *train, "--workdir", "gs://bucket/run")
     assert status == 0 and "finished at step 4 of 4" in out, err
     assert "run/export/lvr_jax.json" in store.objects
     losses = [[json.loads(line)["loss_total"] for line in held["run/metrics.jsonl"][0].splitlines()]

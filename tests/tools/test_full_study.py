@@ -1,5 +1,6 @@
 """A study in blocks trains every run once, stores what finished apart from checkpoints, and does not do it again."""
 
+import functools
 import json
 import subprocess
 import sys
@@ -326,14 +327,15 @@ def get_config():
     c = full_study.get_config()
     c.blocks = ConfigDict({{"one": "plain: lvr", "two": "plain: lvr, lvr at=1; bottleneck: lvr"}})
     c.order, c.predictions, c.seeds, c.results = ("one", "two"), (), (0,), {results!r}
+    c.checkpoint = {checkpoint!r}
     c.train.steps, c.train.rows, c.questions, c.audited, c.draws, c.workers = 2, 2, 6, 6, 100, 1
     return c
 """
 
 
-def study_in(folder: Path, *more: str, results: Path) -> Process:
+def miniature(folder: Path, *more: str, results: Path, checkpoint: Path) -> Process:
     folder.mkdir(exist_ok=True)
-    (folder / "miniature.py").write_text(MINIATURE.format(results=str(results)))
+    (folder / "miniature.py").write_text(MINIATURE.format(results=str(results), checkpoint=str(checkpoint)))
     return Process([ROOT / "tools/reproduce.py", "--config", folder / "miniature.py", "--workdir", folder / "runs",
                     "--noprogress", *more])  # fmt: skip
 
@@ -345,9 +347,10 @@ def measured(results: Path) -> dict[str, dict]:
 
 
 @pytest.mark.slow
-def test_two_blocks_end_to_end_and_killed_in_between_with_the_same_results(tmp_path):
+def test_two_blocks_end_to_end_and_killed_in_between_with_the_same_results(tmp_path, two_layers_checkpoint):
     """Killed when the first result is stored, it goes on to the same results as a study that was left alone, and makes
     its report from results without a checkpoint."""
+    study_in = functools.partial(miniature, checkpoint=two_layers_checkpoint)
     whole = study_in(tmp_path / "whole", results=tmp_path / "whole-results")
     out, error = whole.communicate(timeout=900)
     assert whole.returncode == 0, error

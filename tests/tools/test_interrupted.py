@@ -10,6 +10,7 @@ import random
 
 import interrupted
 import pytest
+import two_layers
 
 from lvr_jax.checkpoints import to_flax
 
@@ -21,6 +22,7 @@ NEEDS_GRADIO = [] if importlib.util.find_spec("gradio") else ["playground"]
 @pytest.mark.parametrize("name", [name for name in interrupted.PROGRAMS if name not in NEEDS_GRADIO])
 def test_a_program_that_is_killed_stopped_or_started_twice_ends_in_the_same_result(tmp_path, name):
     to_flax(interrupted.ROOT / interrupted.TINY_LVR, tmp_path / interrupted.SOURCE)
+    two_layers.checkpoint(tmp_path / interrupted.QUICK)
     seed, moments = random.randrange(2**32) if TOTAL else 0, TOTAL or 1
     print(f"seed {seed}")
     tally = interrupted.survive(name, tmp_path, moments, seed)

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,10 +18,11 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "training"))
 import quick  # noqa: E402
 import runs  # noqa: E402
+from forked import Process  # noqa: E402
 
 LAUNCH = str(ROOT / "tools" / "launch_tpu.sh")
 SMALL = (
-    "--config", "configs/n_lvr.py:tiny", "--config.init.checkpoint=", "--config.shards=2", "--config.rows=4",
+    "--config", "configs/n_lvr.py:tiny", "--config.shards=2", "--config.rows=4",
     f"--config.data.tokenizer={ROOT}/tests/golden/tokenizer.json", "--config.data.tokens=256",
     "--config.data.windows=2", "--config.data.max_per_row=2", "--config.data.prefetch=0",
     "--config.data.lookahead=4", "--config.held_out.every=0", "--config.checkpoint.every=0",
@@ -40,16 +40,18 @@ def worker(*command: str, **environment: str) -> subprocess.Popen:
     )  # fmt: skip
 
 
-def two_hosts(workdir: Path, steps: int, *more: str, of_second: tuple[str, ...] = ()) -> list[subprocess.Popen]:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{s.getsockname()[1]}"
-    command = [sys.executable, "tests/multihost/host.py", "tools/train.py", *SMALL, f"--config.steps={steps}",
-               "--workdir", str(workdir), *more]  # fmt: skip
-    return [
-        worker(*command, *of_second * i, JAX_COORDINATOR_ADDRESS=address, JAX_NUM_PROCESSES="2", JAX_PROCESS_ID=str(i))
-        for i in range(2)
-    ]
+@pytest.fixture
+def two_hosts(two_layers_checkpoint):
+    """Starts a run on two hosts, each of them under a worker or, where none has anything to do, without."""
+    def start(workdir: Path, steps: int, *more: str, of_second: tuple[str, ...] = (), workers: bool = True) -> list:
+        command = ["tests/multihost/host.py", "tools/train.py", *SMALL, f"--config.steps={steps}",
+                   f"--config.init.checkpoint={two_layers_checkpoint}", "--workdir", str(workdir), *more]  # fmt: skip
+        joined = runs.joined_environments(2, devices=2)
+        if not workers:
+            return [Process([ROOT / command[0], *command[1:]], environment, ROOT) for environment in joined]
+        return [worker(sys.executable, *command, *of_second * i, **environment) for i, environment in enumerate(joined)]
+
+    return start
 
 
 def outputs(processes: list[subprocess.Popen], status: int = 0) -> list[str]:
@@ -71,10 +73,10 @@ def terminate(hosts: list[subprocess.Popen]) -> None:
 
 
 @pytest.mark.slow
-def test_two_hosts_stopped_by_sigterm_and_started_again_end_as_two_that_were_not(tmp_path):
+def test_two_hosts_stopped_by_sigterm_and_started_again_end_as_two_that_were_not(tmp_path, two_hosts):
     steps, calm, stopped = 16, tmp_path / "calm", tmp_path / "stopped"
     often = "--config.checkpoint.minutes=0.005"         # by the first host's clock: both have to save the same steps
-    assert all(f"finished at step {steps}" in out for out in outputs(two_hosts(calm, steps, often)))
+    assert all(f"finished at step {steps}" in out for out in outputs(two_hosts(calm, steps, often, workers=False)))
     assert len(list((calm / "checkpoints").iterdir())) > 2
 
     hosts, waited = two_hosts(stopped, steps), time.monotonic()
@@ -97,7 +99,7 @@ def test_two_hosts_stopped_by_sigterm_and_started_again_end_as_two_that_were_not
 
 
 @pytest.mark.slow
-def test_bad_input_of_one_host_ends_both_in_a_line(tmp_path):
+def test_bad_input_of_one_host_ends_both_in_a_line(tmp_path, two_hosts):
     """The other one would wait inside a collective."""
     hosts = two_hosts(tmp_path / "run", 4, of_second=("--config.data.tokenizer=/nowhere",))
     begun = time.monotonic()

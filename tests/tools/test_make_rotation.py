@@ -65,7 +65,7 @@ def test_no_steps_are_refused_before_anything_is_made(tmp_path, capsys, flag):
 
 
 @pytest.mark.slow
-def test_from_the_tiny_checkpoint_to_a_hugging_face_folder_in_a_few_steps(tmp_path, monkeypatch):
+def test_from_the_tiny_checkpoint_to_a_hugging_face_folder_in_a_few_steps(tmp_path, monkeypatch, two_layers_checkpoint):
     import make_rotation
     from lvr_jax.evaluation.subject import open_subject
 
@@ -75,6 +75,7 @@ def test_from_the_tiny_checkpoint_to_a_hugging_face_folder_in_a_few_steps(tmp_pa
         return c
 
     monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(make_rotation, "BASE", two_layers_checkpoint)
     monkeypatch.setattr(make_rotation, "ITEMS", 8)
     monkeypatch.setattr(make_rotation.rotation_card, "VIEWS", {"held-out shapes": {"split": "test"}})
     monkeypatch.setattr(make_rotation.panels, "warm_up", functools.partial(make_rotation.panels.warm_up, rows=8))

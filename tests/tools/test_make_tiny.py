@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import two_layers
 
 from lvr_jax.data.boxes import box_to_tokens
 from lvr_jax.data.digit_pictures import COLOUR_NAMES
@@ -86,6 +87,7 @@ def test_from_nothing_to_a_hugging_face_folder_in_a_few_steps(tmp_path, monkeypa
     from lvr_jax.evaluation.subject import open_subject
 
     monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(make_tiny, "CONFIG", SIZES[two_layers.NAME])
     monkeypatch.setattr(make_tiny, "ITEMS", 8)
     monkeypatch.setattr(make_tiny, "warm_up", functools.partial(make_tiny.warm_up, rows=8))
     monkeypatch.setattr(make_tiny.tiny_base, "get_config", _smaller(make_tiny.tiny_base.get_config))
@@ -98,7 +100,7 @@ def test_from_nothing_to_a_hugging_face_folder_in_a_few_steps(tmp_path, monkeypa
     card, first = (" ".join((folder / "README.md").read_text().split()) for folder in folders)
     assert "2 and then 2 more steps" in card and "0 to 32 tokens of filler" in card and "8 scenes" in card
     assert "2 steps" in first and "every image token is told" in first
-    assert open_subject(out, system="none").config == SIZES["tiny"]
+    assert open_subject(out, system="none").config == SIZES[two_layers.NAME]
     # What was done is not done again: the stages' figures, and their seconds, are read from their files.
     figures = lambda: {path.name: path.read_bytes() for path in (tmp_path / "work").glob("*.json")}  # noqa: E731
     before = figures()

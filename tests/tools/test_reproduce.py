@@ -433,8 +433,9 @@ SMALL = (
 )  # fmt: skip
 
 
-def start(workdir: Path, *more: str) -> Process:
-    return Process([ROOT / "tools/reproduce.py", "--workdir", workdir, *SMALL, *more])
+def start(workdir: Path, checkpoint: Path, *more: str) -> Process:
+    command = [ROOT / "tools/reproduce.py", "--workdir", workdir, f"--config.checkpoint={checkpoint}", *SMALL, *more]
+    return Process(command)
 
 
 def tables(workdir: Path) -> dict[str, bytes]:
@@ -442,9 +443,9 @@ def tables(workdir: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def whole(tmp_path_factory, two_layers_checkpoint):
     workdir = tmp_path_factory.mktemp("study")
-    process = start(workdir)
+    process = start(workdir, two_layers_checkpoint)
     out, error = process.communicate(timeout=900)
     assert process.returncode == 0, error
     return workdir, out
@@ -464,9 +465,9 @@ def test_the_study_ends_in_a_report_of_all_settings(whole):
 
 
 @pytest.mark.slow
-def test_a_finished_study_does_nothing_but_write_its_report_again(whole):
+def test_a_finished_study_does_nothing_but_write_its_report_again(whole, two_layers_checkpoint):
     before, began = tables(whole[0]), time.monotonic()
-    out, error = start(whole[0]).communicate(timeout=300)
+    out, error = start(whole[0], two_layers_checkpoint).communicate(timeout=300)
     assert "nothing to train or measure" in error
     assert tables(whole[0]) == before and time.monotonic() - began < 200
 

@@ -17,6 +17,7 @@ HOST = ROOT / "tests/multihost/host.py"
 sys.path[:0] = [p for p in map(str, (ROOT, ROOT / "tests", ROOT / "tools")) if p not in sys.path]
 import quick  # noqa: E402
 from forked import Process  # noqa: E402
+from two_layers import NAME  # noqa: E402
 
 
 def small(variant: str = "lvr", **changes):
@@ -25,7 +26,7 @@ def small(variant: str = "lvr", **changes):
     import importlib
 
     c = importlib.import_module(f"configs.{variant}").get_config("tiny")
-    c.steps, c.rows = 4, 4
+    c.steps, c.rows, c.model = 4, 4, NAME
     c.init.checkpoint, c.data.tokenizer = "", str(ROOT / "tests/golden/tokenizer.json")
     c.data.sources.digits.size = 40
     c.data.prefetch, c.data.lookahead = 0, 4
