@@ -37,7 +37,7 @@ def _kept(config) -> Path | None:
 
 @pytest.fixture(scope="session")
 def two_layers_checkpoint(tmp_path_factory):
-    """A folder of Hugging Face's layout, for programs whose results do not depend on what was learnt."""
+    """A checkpoint in Hugging Face's layout, where it does not matter what was learnt."""
     import two_layers
 
     return two_layers.checkpoint(tmp_path_factory.mktemp("base") / two_layers.NAME)

@@ -106,7 +106,7 @@ def test_an_evaluation_whose_host_died_goes_on_with_another_number_of_them(place
     killed(evaluation(place, output, 2), lambda: len(list(parts.glob("*.jsonl"))) > 1)
     kept = {path.name: path.stat().st_mtime_ns for path in parts.glob("*.jsonl")}
     assert kept and not output.exists()
-    done(evaluation(place, output, 4))
+    done(evaluation(place, output, 3))
     assert output.read_bytes() == whole.read_bytes()
 
 
@@ -170,7 +170,7 @@ def test_an_audit_whose_host_died_goes_on_with_another_number_of_them(place, aud
     killed(audit(place, workdir, 2), lambda: len(list((workdir / NAME / "sweep").glob("first*.npz"))) > 1)
     before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*.npz")}
     one_line_each(audit(place, workdir, 1, "--report_only"), 2, "is missing", "prism")
-    done(audit(place, workdir, 4))
+    done(audit(place, workdir, 3))
     assert arrays(workdir) == arrays(audited)
     assert (workdir / "report/report.json").read_bytes() == (audited / "report/report.json").read_bytes()
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in before.items()), "nothing was done twice"
