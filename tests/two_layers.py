@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from lvr_jax.models.qwen2_5_vl.config import SIZES
 
-ASSETS = Path(__file__).parents[1] / "lvr_jax/assets"
+SHIPPED = Path(__file__).parents[1] / "lvr_jax/assets/tiny"
 KEPT = (0, 3)       # the second of them attends over whole images
 NAME = "two_layers"
 _TINY = SIZES["tiny"]
@@ -23,9 +23,9 @@ SIZES[NAME] = dataclasses.replace(
 )  # fmt: skip
 
 
-def checkpoint(folder: Path, source: str = "tiny") -> Path:
-    """A copy of a shipped checkpoint (a folder of lvr_jax/assets) without its middle layers, which answers nothing."""
-    shutil.copytree(ASSETS / source, folder)
+def checkpoint(folder: Path) -> Path:
+    """A copy of the shipped checkpoint without its middle layers, which answers nothing."""
+    shutil.copytree(SHIPPED, folder)
     fields = json.loads((folder / "config.json").read_text())
     fields["num_hidden_layers"] = fields["vision_config"]["depth"] = len(KEPT)
     fields["vision_config"]["fullatt_block_indexes"] = [1]

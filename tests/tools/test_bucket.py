@@ -52,7 +52,7 @@ def train(two_layers_checkpoint):
 
 @pytest.fixture(scope="module")
 def trained(store, train):
-    # Without a folder of its own for compiled programs JAX keeps them in the bucket.
+    # Without a folder of its own for compiled programs JAX keeps them in the bucket, if they took that long.
     status, out, err = tool(store, *train, "--workdir", "gs://bucket/run", JAX_COMPILATION_CACHE_DIR="",
                             JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0.3")  # fmt: skip
     assert status == 0 and "finished at step 4 of 4" in out, err

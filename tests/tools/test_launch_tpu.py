@@ -44,12 +44,12 @@ def worker(*command: str, **environment: str) -> subprocess.Popen:
 def two_hosts(two_layers_checkpoint):
     """Starts a run on two hosts, each of them under a worker or, where none has anything to do, without."""
     def start(workdir: Path, steps: int, *more: str, of_second: tuple[str, ...] = (), workers: bool = True) -> list:
-        command = ["tests/multihost/host.py", "tools/train.py", *SMALL, f"--config.steps={steps}",
+        command = [str(ROOT / "tests/multihost/host.py"), "tools/train.py", *SMALL, f"--config.steps={steps}",
                    f"--config.init.checkpoint={two_layers_checkpoint}", "--workdir", str(workdir), *more]  # fmt: skip
-        joined = runs.joined_environments(2, devices=2)
-        if not workers:
-            return [Process([ROOT / command[0], *command[1:]], environment, ROOT) for environment in joined]
-        return [worker(sys.executable, *command, *of_second * i, **environment) for i, environment in enumerate(joined)]
+        hosts = zip((command, [*command, *of_second]), runs.joined_environments(2, devices=2))
+        if workers:
+            return [worker(sys.executable, *asked, **environment) for asked, environment in hosts]
+        return [Process(asked, environment, ROOT) for asked, environment in hosts]
 
     return start
 
