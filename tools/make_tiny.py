@@ -21,6 +21,7 @@ from types import ModuleType
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 # Configs import each other as `configs.NAME`.
@@ -129,7 +130,7 @@ def run_stage(config: ConfigDict, workdir: Path) -> dict:
 def initial(seed: int) -> dict:
     """The untrained parameters, drawn wider than usual."""
     params = random_params(CONFIG, seed)
-    drawn = lambda x: bool((x != 0).any() and (x != 1).any())  # noqa: E731
+    drawn = lambda x: np.any(np.asarray(x) != 0) and np.any(np.asarray(x) != 1)  # noqa: E731
     return jax.tree.map(lambda x: WIDER * x if drawn(x) else x, params)
 
 

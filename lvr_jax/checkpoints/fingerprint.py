@@ -24,8 +24,8 @@ def fingerprint(params: dict) -> int:
     arrays = flat(params)
     on_host = {path: x for path, x in arrays.items() if not isinstance(x, jax.Array) or _on_cpu(x)}
     sums = {path: int(_host_sum(np.asarray(x))) for path, x in on_host.items()}
-    on_device = _device_sums({path: x for path, x in arrays.items() if path not in on_host})
-    sums |= {path: int(np.asarray(x)) for path, x in on_device.items()}
+    if on_device := {path: x for path, x in arrays.items() if path not in on_host}:
+        sums |= {path: int(np.asarray(x)) for path, x in _device_sums(on_device).items()}
     text = json.dumps([{path: list(np.shape(x)) for path, x in arrays.items()}, sums], sort_keys=True)
     return int(hashlib.sha256(text.encode()).hexdigest()[:12], 16)
 

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lvr_jax.latents.spec import MOST_LATENTS
+from lvr_jax.latents.spec import MOST_LATENTS, Array
 
 # How the noise is scaled.
 ABSOLUTE, RELATIVE, SPREAD = 0, 1, 2
@@ -43,9 +43,6 @@ ROLES = 4
 
 class ConditionError(ValueError):
     """A condition that cannot mean anything, or that the blocks or the bank at hand cannot serve."""
-
-
-Array = Any     # a jax.Array, or a NumPy array or scalar of the same shape before it goes to the device
 
 
 @jax.tree_util.register_dataclass
@@ -284,8 +281,9 @@ def stack(conditions: Sequence[Condition], sources: Sequence[str], stages: int, 
     """C conditions -> one `ConditionArrays` with a leading C axis. `latents` is Z, the longest block.
 
     The noise key of a condition is its name, or that of the condition that it varies, so that adding or reordering
-    conditions changes no result. Raises ConditionError if a condition names a source that is not in `sources`, or
-    touches a latent that no block has.
+    conditions changes no result. The arrays stay on the host, from where a jitted program takes them: `jnp.asarray`
+    would compile a program for each of their shapes. Raises ConditionError if a condition names a source that is not
+    in `sources`, or touches a latent that no block has.
     """
     rows = []
     for c in conditions:
@@ -307,7 +305,7 @@ def stack(conditions: Sequence[Condition], sources: Sequence[str], stages: int, 
                 blocked=blocked, noise_id=np.int32(name_number(_noise(c))),
             )
         )  # fmt: skip
-    return jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)), *rows)
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
 
 
 def name_number(name: str) -> int:

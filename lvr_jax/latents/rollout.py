@@ -13,12 +13,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from lvr_jax.latents import conditions as cond
 from lvr_jax.latents.decoding import Decoding
 from lvr_jax.latents.machine import Machine, Row
-from lvr_jax.latents.spec import Plan
+from lvr_jax.latents.spec import Array, Plan
 from lvr_jax.models.interface import Network
 from lvr_jax.models.layers import Compute
 from lvr_jax.models.records import Cache, Images, Override, Tokens
@@ -105,15 +106,15 @@ class Bank:
     of each item, for OF_THE_BOX (None: no condition asks for it)
     """
 
-    source: jax.Array
-    spread: jax.Array
-    budget: jax.Array | None = None
+    source: Array
+    spread: Array
+    budget: Array | None = None
 
 
 def no_bank(prefix: Prefix, plan: Plan) -> Bank:
     """An empty bank, for conditions that feed no other latents."""
     B, D = prefix.hidden.shape
-    return Bank(jnp.zeros((1, B, len(plan.start), 1, D)), jnp.zeros(D))
+    return Bank(np.zeros((1, B, len(plan.start), 1, D), np.float32), np.zeros(D, np.float32))
 
 
 @jax.tree_util.register_dataclass
@@ -246,6 +247,8 @@ def _loop(
     seed=0, position_shift=0, compute=Compute(), record=(),  # noqa: B008
 ) -> tuple[Callable[[], Carry], Callable[[Carry], Carry]]:  # fmt: skip
     """What makes the loop's first state, and what makes the next one of each; arguments as those of `sweep`."""
+    # Some programs hold these as constants, and what is traced indexes no array of NumPy.
+    plan, condition, bank = jax.tree.map(jnp.asarray, (plan, condition, bank))
     model: Network = nnx.merge(graph, params)
     C, (B, D) = condition.keep.shape[0], prefix.hidden.shape
     if prefix.blocked is not None:

@@ -1,9 +1,9 @@
 """Attention masks by token role: a checkpoint trained with a bottleneck mask is also run with it."""
 
-import jax
-import jax.numpy as jnp
+import numpy as np
 
 from lvr_jax.latents.conditions import ANSWER, IMAGE, ROLES, TEXT
+from lvr_jax.latents.spec import Array
 
 # (query role, key role), by the name that configs and config.json give it.
 ATTENTION = {
@@ -15,7 +15,9 @@ ATTENTION = {
 FIELD = "lvr_attention"         # of config.json; a checkpoint without it sees everything
 
 
-def blocked(name: str) -> jax.Array | None:
+def blocked(name: str) -> Array | None:
     """[R, R] bool for models.attention, or None."""
-    pairs = ATTENTION[name]
-    return jnp.zeros((ROLES, ROLES), bool).at[tuple(zip(*pairs))].set(True) if pairs else None
+    pairs = np.zeros((ROLES, ROLES), bool)
+    for query, key in ATTENTION[name]:
+        pairs[query, key] = True
+    return pairs if ATTENTION[name] else None

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 
@@ -18,6 +17,7 @@ class SpecError(ValueError):
     """A system that does not exist, or token ids that do not fit it."""
 
 
+Array = Any     # a jax.Array, or a NumPy array or scalar of the same shape before it goes to the device
 # The field of config.json that says where the head of a checkpoint was applied (LatentSpec.head_at), and its values.
 HEAD_FIELD, PREDICTORS, OUTPUTS = "lvr_head_at", "predictors", "outputs"
 # Latents a block that can be meant: no published system feeds a tenth of them.
@@ -204,12 +204,12 @@ class Plan:
     over budgets is not a new program.
     """
 
-    start: jax.Array
-    slot: jax.Array
-    end: jax.Array
-    quota: jax.Array
-    after: jax.Array
-    first: jax.Array
+    start: Array
+    slot: Array
+    end: Array
+    quota: Array
+    after: Array
+    first: Array
     spec: LatentSpec = dataclasses.field(metadata={"static": True})
 
 
@@ -217,7 +217,7 @@ def plan(spec: LatentSpec, ids: Mapping[str, int], budget: int | None = None) ->
     """Resolves a spec with a tokenizer's ids and a budget N of latents (the spec's own by default)."""
     check_ids(spec, ids, {})
     N = spec.budget if budget is None else budget
-    column = lambda values: jnp.asarray(np.array(values, np.int32))  # noqa: E731
+    column = lambda values: np.array(values, np.int32)  # noqa: E731
     return Plan(
         start=column([ids[s.start] for s in spec.stages]),
         slot=column([ids[s.slot] for s in spec.stages]),

@@ -8,7 +8,6 @@ import dataclasses
 import re
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from lvr_jax.checkpoints.orbax_io import flat, nested
@@ -63,14 +62,18 @@ def chosen(path: str, part: Part) -> tuple[int, ...] | bool:
     return part.layers if path.startswith(STACKED) else False
 
 
+@jax.jit
+def _with_layers(own, given, layers) -> jax.Array:
+    return own.at[layers].set(given[layers])
+
+
 def transplanted(host: dict, donor: dict, part: Part) -> dict:
     """The host's parameters with the donor's in one part; what is not transplanted is the host's own array."""
     given, found = flat(donor), {}
     for path, own in flat(host).items():
         which = chosen(path, part)
         if isinstance(which, tuple):
-            rows = np.asarray(which)
-            own = jnp.asarray(own).at[rows].set(jnp.asarray(given[path])[rows])
+            own = _with_layers(own, given[path], np.asarray(which))
         elif which:
             own = given[path]
         found[path] = own

@@ -160,7 +160,7 @@ def network(config: Config, params: dict):
 
 
 def double(params: dict) -> dict:
-    return jax.tree.map(lambda x: jnp.array(x, jnp.float64), params)
+    return jax.device_put(jax.tree.map(lambda x: np.asarray(x, np.float64), params))
 
 
 def distance(ours, reference) -> float:

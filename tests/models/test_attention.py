@@ -22,15 +22,15 @@ FP32 = 1e-5
 
 
 def random_keys(rng, B, S, K, H, segments=2, roles=None, causal=False) -> Keys:
-    k, v = (jnp.array(rng.standard_normal((B, S, K, H)), jnp.float32) for _ in range(2))
-    role = None if roles is None else jnp.array(rng.integers(0, roles, (B, S)))
-    return Keys(k, v, jnp.array(rng.integers(1, segments + 1, (B, S))), role, causal)
+    k, v = (rng.standard_normal((B, S, K, H)).astype(np.float32) for _ in range(2))
+    role = None if roles is None else rng.integers(0, roles, (B, S))
+    return jax.device_put(Keys(k, v, rng.integers(1, segments + 1, (B, S)), role, causal))
 
 
 def random_queries(rng, B, T, N, H, segments=2, roles=None, blocked=None) -> Queries:
-    q = jnp.array(rng.standard_normal((B, T, N, H)), jnp.float32)
-    role = None if roles is None else jnp.array(rng.integers(0, roles, (B, T)))
-    return Queries(q, jnp.array(rng.integers(1, segments + 1, (B, T))), role, blocked)
+    q = rng.standard_normal((B, T, N, H)).astype(np.float32)
+    role = None if roles is None else rng.integers(0, roles, (B, T))
+    return jax.device_put(Queries(q, rng.integers(1, segments + 1, (B, T)), role, blocked))
 
 
 def naive(queries: Queries, *keys: Keys):

@@ -82,8 +82,8 @@ class Rows:
     def run(self):
         """States of each prompt [L + 2, T, D], pixel gradients of each, and parameter gradients of all."""
         (states, hidden), (d_params, d_patches) = states_and_gradients(
-            tiny()[1], Images(jnp.array(self.patches), jnp.array(self.frames), jnp.array(self.rotary)), self.ids,
-            self.slot, Tokens(jnp.array(self.positions), jnp.array(self.segment)), self.readout,
+            tiny()[1], Images(self.patches, self.frames, self.rotary), self.ids,
+            self.slot, Tokens(self.positions, self.segment), self.readout,
         )  # fmt: skip
         assert all(np.isfinite(x).all() for x in jax.tree.leaves((states, hidden, d_params, d_patches)))
         every = np.concatenate([states, hidden[None]])

@@ -186,7 +186,7 @@ def test_every_stage_equals_reference_in_fp32_values_and_gradients(seed):
     readout = np.random.default_rng(seed).standard_normal(run["logits"].shape).astype(np.float32)
     (run["logits"] * torch.tensor(readout)).sum().backward()
     wanted, names, got = reference.gradients(), slots(config), {}
-    model = network(config, jax.tree.map(jnp.asarray, to_params(config, tensors, np.float32)))
+    model = network(config, jax.device_put(to_params(config, tensors, np.float32)))
     W, S = layout.segments.shape
 
     def vision_stage(name):

@@ -151,7 +151,7 @@ def test_decoder_equals_golden_states_layer_by_layer(name):
     golden, t = np.load(GOLDEN / "cases" / f"A1_single_{name}.npz"), config.text
     states = golden["hidden_states"]
     with jax.enable_x64(False):
-        model = network(config, jax.tree.map(jnp.asarray, to_params(config, tensors, np.float32)))
+        model = network(config, jax.device_put(to_params(config, tensors, np.float32)))
         slot = np.full(golden["input_ids"].shape, -1)
         slot[golden["input_ids"] == config.image_token_id] = np.arange(len(golden["image_embeds"]))
         embedded = model.embed(golden["input_ids"], slot, jnp.array(golden["image_embeds"])[None])

@@ -198,7 +198,7 @@ def test_tower_equals_golden_states_block_by_block():
     config, tensors = golden_network()
     golden = np.load(GOLDEN / "cases" / "A1_single_tiny_tied.npz")
     layout = vision_layout(golden["image_grid_thw"])
-    model = network(config, jax.tree.map(jnp.asarray, to_params(config, tensors, np.float32)))
+    model = network(config, jax.device_put(to_params(config, tensors, np.float32)))
     rows = layout.segments.reshape(-1) > 0                                     # golden states are in window order
     place = lambda x: (lambda a: (a.__setitem__(rows, x), a)[1])(np.zeros((rows.size, x.shape[-1]), np.float32))  # noqa: E731
     shape = (1, *layout.segments.shape, -1)

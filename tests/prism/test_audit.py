@@ -5,6 +5,7 @@ import json
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -34,8 +35,15 @@ def config(**fields):
 
 
 @pytest.fixture(scope="module")
-def analyses(tmp_path_factory):
-    """Three planted checkpoints on 191 items, one gold letter in ten wrong."""
+def audited(tmp_path_factory):
+    """Three planted checkpoints on 191 items, one gold letter in ten wrong: the page, and what was compiled for it."""
+    programs = set()
+
+    def listen(event: str, seconds: float, fun_name: str = "", **_) -> None:
+        if event.endswith("/backend_compile_duration"):
+            programs.add(fun_name.removeprefix("jit(").removesuffix(")"))
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
     place = tmp_path_factory.mktemp("planted")
     items = planted.benchmark(place / "set", 191)
     folders = [str(planted.plant(use, place / use)) for use in planted.USES]
@@ -47,7 +55,20 @@ def analyses(tmp_path_factory):
         "conditions.alphas": (), "conditions.per_latent": "", "probes.ladder": (), "probes.controls": 10,
         "alignment.count": 16,
     }), place / "run", progress=False)  # fmt: skip
+    jax.monitoring.unregister_event_duration_listener(listen)
+    return page, programs
+
+
+@pytest.fixture(scope="module")
+def analyses(audited):
+    page, _ = audited
     return {a["name"]: a for a in json.loads(page.with_name("report.json").read_text())}
+
+
+def test_no_program_is_compiled_for_a_single_operation(audited):
+    """With `jnp` on an array of the host it would be, for every shape and in every process."""
+    _, programs = audited
+    assert {"prefill", "sweep"} <= programs and not programs & {*dir(jax.lax), *dir(jax.numpy)}, programs
 
 
 @pytest.mark.slow

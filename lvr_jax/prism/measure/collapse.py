@@ -1,4 +1,7 @@
-"""Measures collapse of latents into a narrow region, across items, steps or dimensions. Pure arrays, fp32."""
+"""Measures collapse of latents into a narrow region, across items, steps or dimensions.
+
+Pure arrays, fp32; on the host, but for the spectrum.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -9,26 +12,25 @@ from lvr_jax.prism.measure.alignment import cosine_similarity
 _HIGHEST = jax.lax.Precision.HIGHEST
 
 
-@jax.jit
-def pairwise_cosine(states, valid) -> jax.Array:
+def pairwise_cosine(states, valid) -> np.ndarray:
     """Mean cosine over all pairs of valid rows of states [..., I, D], valid [..., I]: [...], NaN below two rows.
 
     1: every item has the same direction.
     """
-    valid = jnp.asarray(valid, bool)
-    states = jnp.where(valid[..., None], jnp.asarray(states, jnp.float32), 0)
-    unit = states / jnp.maximum(jnp.linalg.norm(states, axis=-1, keepdims=True), 1e-8)
+    valid = np.asarray(valid, bool)
+    states = np.where(valid[..., None], np.asarray(states, np.float32), 0)
+    unit = states / np.maximum(np.linalg.norm(states, axis=-1, keepdims=True), 1e-8)
     total, items = unit.sum(-2), valid.sum(-1)
     # The sum over all pairs is the squared length of the summed directions; each row's pairing with itself goes.
     own = (unit * unit).sum((-2, -1))
-    return ((total * total).sum(-1) - own) / jnp.where(items > 1, items * (items - 1), jnp.nan)
+    return ((total * total).sum(-1) - own) / np.where(items > 1, items * (items - 1), np.nan)
 
 
-def adjacent_cosine(latents, valid) -> jax.Array:
+def adjacent_cosine(latents, valid) -> np.ndarray:
     """Cosine of each latent with the one before, [I, Z-1]; NaN where either is not valid. 1: the loop stands still."""
-    latents, valid = jnp.asarray(latents, jnp.float32), jnp.asarray(valid, bool)
+    latents, valid = np.asarray(latents, np.float32), np.asarray(valid, bool)
     cosine = cosine_similarity(latents[:, 1:], latents[:, :-1])
-    return jnp.where(valid[:, 1:] & valid[:, :-1], cosine, jnp.nan)
+    return np.where(valid[:, 1:] & valid[:, :-1], cosine, np.nan)
 
 
 @jax.jit
@@ -42,18 +44,18 @@ def spectrum(states) -> jax.Array:
     return jnp.maximum(jnp.linalg.eigvalsh(gram)[::-1], 0) / items
 
 
-def participation_ratio(variances) -> jax.Array:
+def participation_ratio(variances) -> float:
     """(sum v)^2 / sum v^2 of a spectrum: the number of directions in use; NaN if nothing varies."""
-    variances = jnp.asarray(variances)
+    variances = np.asarray(variances)
     square = (variances**2).sum()
-    return jnp.where(square > 0, variances.sum() ** 2 / jnp.where(square > 0, square, 1), jnp.nan)
+    return float(variances.sum() ** 2 / square) if square > 0 else float("nan")
 
 
-def rank_for_variance(variances, share: float = 0.9) -> jax.Array:
+def rank_for_variance(variances, share: float = 0.9) -> int:
     """How many principal axes hold this share of the variance of a spectrum (largest first); 0 if nothing varies."""
-    variances = jnp.asarray(variances)
-    reached = jnp.cumsum(variances) / jnp.where(variances.sum() > 0, variances.sum(), 1)
-    return jnp.where(variances.sum() > 0, (reached < share).sum() + 1, 0)
+    variances = np.asarray(variances)
+    total = variances.sum()
+    return int((np.cumsum(variances) / total < share).sum()) + 1 if total > 0 else 0
 
 
 def collapse(latents, valid) -> dict[str, float]:
@@ -63,14 +65,14 @@ def collapse(latents, valid) -> dict[str, float]:
     neighbours; participation_ratio and rank_90 (axes for 90 % of the variance): of all valid latents together.
     """
     latents, valid = np.asarray(latents, np.float32), np.asarray(valid, bool)
-    steps = np.asarray(pairwise_cosine(latents.swapaxes(0, 1), valid.T))
-    adjacent = np.asarray(adjacent_cosine(latents, valid))
-    variances = spectrum(latents[valid])
+    steps = pairwise_cosine(latents.swapaxes(0, 1), valid.T)
+    adjacent = adjacent_cosine(latents, valid)
+    variances = np.asarray(spectrum(latents[valid]))
     return {
         "pairwise_cosine": _mean_of_known(steps),
         "adjacent_cosine": _mean_of_known(adjacent),
-        "participation_ratio": float(participation_ratio(variances)),
-        "rank_90": int(rank_for_variance(variances)),
+        "participation_ratio": participation_ratio(variances),
+        "rank_90": rank_for_variance(variances),
     }
 
 

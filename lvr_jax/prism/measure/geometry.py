@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 
-import jax.numpy as jnp
 import numpy as np
 
 from lvr_jax.latents.sweep_files import SweepResults
@@ -60,7 +59,7 @@ def _alignment(predicted, target, valid) -> dict:
     if not np.any(valid):
         return {"items": 0}
     summary = summarise(token_alignment(predicted, target, valid), valid)
-    cosine = np.asarray(summary["mean_cosine"])
+    cosine = summary["mean_cosine"]
     return over_items(summary) | {"cosine_by_item": cosine[np.isfinite(cosine)]}
 
 
@@ -90,7 +89,7 @@ def collapsed(latents, valid) -> dict:
     """Measures of collapse over the items that fed latents; only their number if fewer than two did."""
     if np.any(valid, 1).sum() < 2:
         return {"items": int(np.any(valid, 1).sum())}
-    return collapse(jnp.asarray(latents), jnp.asarray(valid)) | {"items": int(np.any(valid, 1).sum())}
+    return collapse(latents, valid) | {"items": int(np.any(valid, 1).sum())}
 
 
 def collapse_by_stage(capture: Capture, names: Sequence[str]) -> dict:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lvr_jax.prism.probes.folds import Folds
-from lvr_jax.prism.probes.ridge import _as_float, _einsum, centred, dual_fit, scaled_gram
+from lvr_jax.prism.probes.ridge import _einsum, as_float, centred, dual_fit, map_cells, scaled_gram
 
 
 @jax.tree_util.register_dataclass
@@ -40,7 +40,6 @@ def match_scores(x, features, labels, options, folds: Folds, alphas, *, standard
     The right option of a training item is its target, so that labels [J, I] of other options are control labelings.
     fp64 states compute in fp64, all else in fp32. Raises ValueError on shapes or labels that disagree.
     """
-    x = _as_float(x)
     features, labels, options = np.asarray(features), np.asarray(labels), np.asarray(options)
     I, O = features.shape[:2]  # noqa: E741
     if x.shape[-2] != I or labels.shape[1:] != (I,) or options.shape != (I,) or len(folds.used) != I:
@@ -49,13 +48,10 @@ def match_scores(x, features, labels, options, folds: Folds, alphas, *, standard
     used = np.asarray(folds.used)
     if (labels < 0)[:, used].any() or (labels >= options)[:, used].any() or (options > O).any():
         raise ValueError("option matching: a label is not among its item's options")
-    leading = x.shape[:-2]
-    scores = _map_cells(
-        x.reshape(-1, *x.shape[-2:]), jnp.asarray(compact(features, options), x.dtype), jnp.asarray(labels, jnp.int32),
-        jnp.asarray(options, jnp.int32), jax.tree.map(jnp.asarray, folds), jnp.asarray(alphas, x.dtype),
+    return _scores(
+        x, compact(features, options), labels.astype(np.int32), options.astype(np.int32), folds, np.asarray(alphas),
         standardize=standardize, cells=cells,
     )  # fmt: skip
-    return jax.tree.map(lambda a: a.reshape(*leading, *a.shape[1:]), scores)
 
 
 def compact(features, options) -> np.ndarray:
@@ -70,15 +66,16 @@ def compact(features, options) -> np.ndarray:
 
 
 @partial(jax.jit, static_argnames=("standardize", "cells"))
-def _map_cells(x, features, labels, options, folds, alphas, *, standardize, cells):
+def _scores(x, features, labels, options, folds, alphas, *, standardize, cells):
     one = partial(_cell, features=features, labels=labels, options=options, folds=folds, alphas=alphas,
                   standardize=standardize)  # fmt: skip
-    return jax.lax.map(one, x, batch_size=min(cells, x.shape[0]))
+    return map_cells(one, x, cells)
 
 
 def _cell(x, features, labels, options, folds, alphas, *, standardize):
     """x [I, D] of one position and layer, through all folds, alphas and labelings."""
-    x = centred(x, folds.used)
+    x = centred(as_float(x), folds.used)
+    features, alphas = features.astype(x.dtype), alphas.astype(x.dtype)
     gram = None if standardize else _einsum("id,jd->ij", x, x)
     right = jax.vmap(lambda j: jnp.take_along_axis(features, j[:, None, None], 1)[:, 0])(labels)      # [J, I, X]
 

@@ -81,6 +81,6 @@ def baselines(labels, folds: Folds, option_counts, question=None, *, n_classes, 
     if question is not None:
         probe = {"alphas": ALPHAS, "standardize": True} | probe
         scores = ridge_scores(question, labels[None], folds, n_classes=n_classes, **probe)
-        guesses["question_only"] = np.asarray(scores.predicted_chosen[0])
+        guesses["question_only"] = np.asarray(scores.predicted_chosen)[0]
     n = int(covered.sum())
     return {name: intervals.wilson((guess == labels)[covered].sum(), n, level) for name, guess in guesses.items()}

@@ -9,6 +9,7 @@ Letters beside the README's: F folds, R training rows of a fold, E held-out rows
 each), J labelings, Y classes.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -52,20 +53,16 @@ def ridge_scores(
     training rows. loo: one of LOO_SCORES; leave-one-out holds a truncated PCA basis fixed. `cells` leading entries are
     computed at a time, which bounds the memory. Raises ValueError on labels or alphas out of range.
     """
-    x = _as_float(x)
     labels = np.asarray(labels)
     alphas = np.asarray(alphas, np.float64)
     _check(x, labels, folds, alphas, n_classes, loo)
-    leading = x.shape[:-2]
     rank = np.full(len(alphas), x.shape[-2]) if ranks is None else np.asarray(ranks)
     if rank.shape != alphas.shape or (rank < 1).any():
         raise ValueError(f"ridge: ranks {rank.tolist()}; expected {len(alphas)}, one an alpha, each 1 or more")
-    scores = _map_cells(
-        x.reshape(-1, *x.shape[-2:]), jnp.asarray(labels, jnp.int32), jax.tree.map(jnp.asarray, folds),
-        jnp.asarray(alphas, x.dtype), jnp.asarray(rank, jnp.int32),
+    return _scores(
+        x, labels.astype(np.int32), folds, alphas, rank.astype(np.int32),
         n_classes=n_classes, standardize=standardize, loo=loo, cells=cells,
     )  # fmt: skip
-    return jax.tree.map(lambda a: a.reshape(*leading, *a.shape[1:]), scores)
 
 
 def ridge_coefficients(x, labels, alpha, *, n_classes: int) -> tuple[jax.Array, jax.Array]:
@@ -73,16 +70,11 @@ def ridge_coefficients(x, labels, alpha, *, n_classes: int) -> tuple[jax.Array, 
 
     For two classes scikit-learn keeps only the row of class 1; here row 0 is its negative.
     """
-    x, labels = _as_float(x), np.asarray(labels)
+    labels = np.asarray(labels)
     everything = np.arange(len(labels))
     whole = folds_from_splits([(everything, everything)], len(labels))
     _check(x, labels[None], whole, np.asarray([alpha], np.float64), n_classes, LOO_SCORES[0])
-    return _coefficients(x, jnp.asarray(labels, jnp.int32), jnp.asarray(alpha, x.dtype), n_classes)
-
-
-def _as_float(x):
-    x = jnp.asarray(x)
-    return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
+    return _coefficients(x, labels.astype(np.int32), np.float64(alpha), n_classes)
 
 
 def _check(x, labels, folds, alphas, n_classes, loo):
@@ -102,17 +94,31 @@ def _check(x, labels, folds, alphas, n_classes, loo):
 
 
 @partial(jax.jit, static_argnames=("n_classes", "standardize", "loo", "cells"))
-def _map_cells(x, labels, folds, alphas, ranks, *, n_classes, standardize, loo, cells):
+def _scores(x, labels, folds, alphas, ranks, *, n_classes, standardize, loo, cells):
     one = partial(
         _cell, labels=labels, folds=folds, alphas=alphas, ranks=ranks,
         n_classes=n_classes, standardize=standardize, loo=loo,
     )  # fmt: skip
-    return jax.lax.map(one, x, batch_size=min(cells, x.shape[0]))
+    return map_cells(one, x, cells)
+
+
+def map_cells(fit: Callable, x, cells: int):
+    """What `fit` finds in each [I, D] of x [..., I, D], `cells` of them at a time, under the leading axes of x."""
+    leading = x.shape[:-2]
+    x = x.reshape(-1, *x.shape[-2:])
+    found = jax.lax.map(fit, x, batch_size=min(cells, x.shape[0]))
+    return jax.tree.map(lambda a: a.reshape(*leading, *a.shape[1:]), found)
+
+
+def as_float(x):
+    """x in fp32, or in fp64 if it is that."""
+    return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
 
 
 def _cell(x, labels, folds, alphas, ranks, *, n_classes, standardize, loo):
     """x [I, D] of one position and layer, through all folds, rungs and labelings."""
-    x = centred(x, folds.used)
+    x = centred(as_float(x), folds.used)
+    alphas = alphas.astype(x.dtype)
     gram = None if standardize else _einsum("id,jd->ij", x, x)
 
     def one_fold(train, train_valid, held, held_valid):
@@ -249,12 +255,13 @@ def _scale(x, valid):
 
 @partial(jax.jit, static_argnames="n_classes")
 def _coefficients(x, labels, alpha, n_classes):
+    x = as_float(x)
     centre = x.mean(0)
     x = x - centre
     ones = jnp.ones(x.shape[0], x.dtype)
     values, basis = _centred_eigenbasis(_einsum("id,jd->ij", x, x), ones)
     target = 2 * jax.nn.one_hot(labels, n_classes, dtype=x.dtype) - 1                    # [I, Y]
-    inverse, _ = _filters(values, alpha[None], jnp.full(1, min(x.shape[1], x.shape[0] - 1)))
+    inverse, _ = _filters(values, alpha.astype(x.dtype)[None], jnp.full(1, min(x.shape[1], x.shape[0] - 1)))
     dual = _einsum("iq,q,qy->iy", basis, inverse[0], _einsum("iq,iy->qy", basis, target))
     coef = _einsum("iy,id->yd", dual, x)
     return coef, target.mean(0) - _einsum("yd,d->y", coef, centre)

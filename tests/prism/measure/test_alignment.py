@@ -98,7 +98,7 @@ def test_trivial_baselines_leave_out_the_target_they_are_compared_with():
             assert float(found["neighbour"][i, z]) == pytest.approx(cosine(TARGET[i, z - 1], TARGET[i, z]), rel=1e-4)
         else:
             assert np.isnan(found["neighbour"][i, z])
-    assert np.isnan(np.asarray(found["dataset_mean"])[~VALID]).all()
+    assert np.isnan(found["dataset_mean"][~VALID]).all()
 
 
 def test_a_target_finds_itself_and_a_collapsed_prediction_finds_chance():
@@ -124,7 +124,7 @@ def test_retrieval_ranks_by_cosine():
 
 
 def test_pooling_is_the_mean_of_valid_latents():
-    found = np.asarray(alignment.pooled(TARGET, VALID))
+    found = alignment.pooled(TARGET, VALID)
     np.testing.assert_allclose(found[1], TARGET[1, :3].mean(0), rtol=1e-5)
     assert np.isnan(found[3]).all()
 
@@ -138,7 +138,7 @@ def test_pairwise_and_adjacent_cosine_equal_a_loop():
     two = np.arange(I) < 2
     assert float(collapse.pairwise_cosine(states, two)) == pytest.approx(cosine(states[0], states[1]), rel=1e-4)
     assert np.isnan(collapse.pairwise_cosine(states, np.arange(I) < 1))
-    adjacent = np.asarray(collapse.adjacent_cosine(TARGET, VALID))
+    adjacent = collapse.adjacent_cosine(TARGET, VALID)
     assert adjacent[1, 0] == pytest.approx(cosine(TARGET[1, 0], TARGET[1, 1]), rel=1e-4)
     np.testing.assert_array_equal(np.isfinite(adjacent), VALID[:, 1:])
 
@@ -150,17 +150,17 @@ def test_the_spectrum_is_that_of_pca(items):
     reference = PCA().fit(states).explained_variance_ * (items - 1) / items
     np.testing.assert_allclose(variances[: len(reference)], reference, rtol=1e-3, atol=1e-5)
     expected = int(np.searchsorted(np.cumsum(reference) / reference.sum(), 0.9) + 1)
-    assert int(collapse.rank_for_variance(variances)) == expected
-    assert float(collapse.participation_ratio(variances)) == pytest.approx(
+    assert collapse.rank_for_variance(variances) == expected
+    assert collapse.participation_ratio(variances) == pytest.approx(
         reference.sum() ** 2 / (reference**2).sum(), rel=1e-3
     )
 
 
 def test_dimensions_of_planted_spectra():
-    assert float(collapse.participation_ratio(np.ones(6))) == pytest.approx(6)
-    assert float(collapse.participation_ratio([4.0, 0, 0])) == pytest.approx(1)
-    assert int(collapse.rank_for_variance([5.0, 4.0, 0.5, 0.5], 0.9)) == 2
-    assert np.isnan(collapse.participation_ratio(np.zeros(3))) and int(collapse.rank_for_variance(np.zeros(3))) == 0
+    assert collapse.participation_ratio(np.ones(6)) == pytest.approx(6)
+    assert collapse.participation_ratio([4.0, 0, 0]) == pytest.approx(1)
+    assert collapse.rank_for_variance([5.0, 4.0, 0.5, 0.5], 0.9) == 2
+    assert np.isnan(collapse.participation_ratio(np.zeros(3))) and collapse.rank_for_variance(np.zeros(3)) == 0
 
 
 def test_a_collapsed_loop_is_seen_as_such():
