@@ -168,6 +168,7 @@ def test_the_routed_gradient_is_exactly_zero_on_the_other_side_at_every_layer(ro
     assert (norms(lvr, open_ & (batch["segment"] > 0)) > 0).any(axis=1).all(), "nothing flows at some layer"
 
 
+@pytest.mark.slow
 def test_all_latent_positions_that_predict_carry_the_latent_only_gradient():
     """The start marker and every latent but a block's last one predict; into the last block they do so alone."""
     lvr, _, batch = activation_gradients("latent_only")
@@ -175,6 +176,7 @@ def test_all_latent_positions_that_predict_carry_the_latent_only_gradient():
     assert (norms(lvr, predicts) > 0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("route", ["latent_only", "outside_only"])
 def test_the_gradient_of_cross_entropy_is_untouched_by_the_route(route):
     np.testing.assert_array_equal(activation_gradients(route)[1], activation_gradients("both")[1])
@@ -216,6 +218,7 @@ def test_a_route_by_position_cuts_what_enters_the_last_block_and_nothing_that_it
         assert apart > 1e-3 * np.abs(last(both, name)).max(), name
 
 
+@pytest.mark.slow
 def test_the_head_only_loss_is_the_same_and_reaches_the_latent_head_and_nothing_else():
     (value, routed), (usual, both) = (parameter_gradients(route, "simple") for route in ("head_only", "both"))
     assert value == pytest.approx(usual, rel=1e-6)
@@ -228,6 +231,7 @@ def test_the_head_only_loss_is_the_same_and_reaches_the_latent_head_and_nothing_
     assert any(x.any() for path, x in both.items() if path.startswith("text/"))
 
 
+@pytest.mark.slow
 def test_at_the_last_block_both_routes_add_up_to_the_unrouted_gradient_and_below_mixed_paths_are_missing():
     """A path of gradient from the loss steps, block by block, from a position to itself or an earlier one. A route
     keeps the paths that stay on its side at every block. Into the last block a path is one step, on one side or the

@@ -122,6 +122,7 @@ def test_padding_is_invisible(padding):
         assert max(distance(a, b) for a, b in zip(weights, expected_weights)) <= EXACT
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packing", ["batched", "packed", "packed and batched"])
 def test_neighbours_are_invisible(packing):
     """Gradients of a batch are the sum of those of its examples."""

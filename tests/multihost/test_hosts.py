@@ -49,6 +49,7 @@ def scene(name: str, folder: Path, count: int, **environment) -> list[tuple[int,
     return finish(start(["-c", PROGRAM, name, folder], count, **environment), timeout=100)
 
 
+@pytest.mark.slow
 def test_values_of_all_come_to_all_in_order(tmp_path):
     found = scene("meets", tmp_path, 3)
     assert [status for status, _, _ in found] == [0, 0, 0], found

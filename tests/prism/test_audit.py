@@ -65,6 +65,7 @@ def analyses(audited):
     return {a["name"]: a for a in json.loads(page.with_name("report.json").read_text())}
 
 
+@pytest.mark.slow
 def test_no_program_is_compiled_for_a_single_operation(audited):
     """With `jnp` on an array of the host it would be, for every shape and in every process."""
     _, programs = audited

@@ -199,6 +199,7 @@ def test_results_of_another_run_are_not_overwritten(hf, first, capsys):
     assert status == 2 and "holds another evaluation" in line and Path(first.path).read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_signal_ends_the_run_in_one_line_and_the_same_command_goes_on(hf, first, tmp_path, capsys, monkeypatch):
     arguments = ["--checkpoint", hf, *SHORT, "--batch", "2", "--output", tmp_path / "x.jsonl"]
     read, calls = generation.Generation.read, []

@@ -121,6 +121,7 @@ def test_weights_over_two_hosts_give_the_items_of_one(place, whole):
         np.testing.assert_allclose(a.letter_logits, b.letter_logits, atol=2e-4)      # fp32 sums in two parts
 
 
+@pytest.mark.slow
 def test_hosts_that_were_asked_different_things_all_say_so(place):
     run = evaluation(place, place / "no.jsonl", 2, each=[(), ("--limit", "3")])
     one_line_each(run, 2, "the hosts disagree on options.limit", "evaluate")

@@ -84,6 +84,7 @@ def test_what_cannot_be_written_is_one_line(tmp_path):
         assert said in str(found.value) and "\n" not in str(found.value) and "checkpoints/5" in str(found.value)
 
 
+@pytest.mark.slow
 def test_a_failed_save_prints_nothing_but_its_line(tmp_path, monkeypatch):
     """What Orbax's and tensorstore's threads print of an error that is raised as well; other errors are still shown."""
     keeper = Checkpoints(tmp_path)
